@@ -1,0 +1,47 @@
+"""A sentence -> token ids, with `tokenizer.json` of the checkpoint. Knows nothing of what the ids are fed to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from videomar.config import TextConfig
+from videomar.errors import ArtifactError, InputError
+
+
+class PromptTokenizer:
+    """System prompt + prompt -> ids; knows how many leading positions belong to the system prompt."""
+
+    def __init__(self, file: Path, config: TextConfig) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises plain Exception
+            raise ArtifactError(f"{file} cannot be read as a tokenizer ({error}); export the checkpoint again") from None
+        self._config = config
+        self.prefix = len(self._ids(config.system_prompt)) if config.system_prompt else 0
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def __call__(self, prompt: str) -> np.ndarray:
+        """Ids of system prompt and prompt: [1, length] int64, no padding.
+
+        Raises InputError for an empty prompt, one of too many tokens, or words the vocabulary lacks.
+        """
+        if not prompt.strip():
+            raise InputError("the prompt is empty, expected a sentence that says what happens; give --prompt")
+        encoding = self._tokenizer.encode(self._config.system_prompt + prompt, add_special_tokens=False)
+        unknown = self._tokenizer.token_to_id("[UNK]")
+        if unknown is not None and unknown in encoding.ids:
+            text = self._config.system_prompt + prompt
+            words = [text[a:b] for i, (a, b) in zip(encoding.ids, encoding.offsets, strict=True) if i == unknown]
+            known = sorted(word for word in self._tokenizer.get_vocab() if not word.startswith("["))
+            raise InputError(f"the prompt has unknown words {', '.join(words)}; this model knows: {' '.join(known)}")
+        count = len(encoding.ids) - self.prefix
+        if count < 1:
+            raise InputError("the prompt holds no words, expected a sentence that says what happens; give --prompt")
+        if count > self._config.max_tokens:
+            raise InputError(f"the prompt has {count} tokens, expected at most {self._config.max_tokens}; shorten it")
+        return np.array([encoding.ids], np.int64)

@@ -1,0 +1,134 @@
+"""Generation in plain PyTorch, written like the paper: the truth that every other backend is compared with.
+
+`cache=False` recomputes all earlier frames at every mask step under a frame-causal mask; `cache=True` keeps their K/V.
+Knows nothing of ONNX or speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videomar.config import SamplingConfig
+from videomar.model.head import ancestral_step
+from videomar.model.transformer import KeyValue
+from videomar.model.videomar import VideoMAR
+from videomar.schedule import (
+    DiffusionSchedule,
+    Noise,
+    guidance_at,
+    masked_after_steps,
+    rope_tables,
+    temperature_at,
+)
+
+
+@torch.inference_mode()
+def generate(
+    model: VideoMAR,
+    pixels: Tensor,
+    ids: Tensor,
+    prefix: int,
+    sampling: SamplingConfig,
+    noise: Noise,
+    cache: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Continue a clip; model.md, "The sampling loop".
+
+    pixels: [1, 3, 1 + 8k, height, width] float32 in [-1, 1], the conditioning frames.
+    ids: [1, length] int64, system prompt (its first `prefix` positions) and prompt.
+    Returns (latents [1, channels, t, h, w] scaled, pixels [1, 3, frames, height, width] in [-1, 1]).
+    """
+    c, t = model.config, model.config.transformer
+    latents = model.video_tokenizer.encode(pixels)
+    given, (h, w) = latents.shape[2], latents.shape[3:]
+    frames = 1 + (sampling.frames - 1) // c.tokenizer.temporal_stride
+    tokens = h * w
+    done = [latents[0, :, f].flatten(1).T for f in range(given)]  # each [S, C]
+
+    context = model.transformer.text_context(model.text_encoder(ids)[:, prefix:])
+    if sampling.guidance_scale != 1:
+        context = torch.cat([context, model.transformer.fake_latent[:, : context.shape[1]]])
+    text = model.transformer.text_key_values(context)
+    branches = context.shape[0]
+
+    def rope(frame: int) -> tuple[Tensor, Tensor]:
+        cos, sin = rope_tables(frame, h, w, t.rope_split, t.rope_theta)
+        return torch.from_numpy(cos), torch.from_numpy(sin)
+
+    def run(frame: int, x: Tensor, masked: Tensor, past: list[KeyValue] | None) -> tuple[Tensor, list[KeyValue]]:
+        """One pass over frame `frame`; without a cache, over all frames up to it."""
+        if cache:
+            x, masked = x.expand(branches, -1, -1), masked.expand(branches, -1)
+            return model.transformer(x, masked, *rope(frame), text, past=past)
+        everything = torch.cat([*done[:frame], x])
+        hidden = torch.cat([torch.zeros(frame * tokens, dtype=torch.bool), masked])
+        tables = [torch.cat(parts) for parts in zip(*(rope(f) for f in range(frame + 1)), strict=True)]
+        of = torch.arange(frame + 1).repeat_interleave(tokens)
+        z, _ = model.transformer(
+            everything.expand(branches, -1, -1), hidden.expand(branches, -1), *tables, text, mask=of[:, None] >= of
+        )
+        return z[:, -tokens:], []
+
+    past: list[KeyValue] | None = None
+    if cache:
+        for f in range(given):
+            _, past = run(f, done[f], torch.zeros(tokens, dtype=torch.bool), past)
+
+    schedule = DiffusionSchedule.respaced(c.head.train_steps, sampling.head_steps)
+    left = masked_after_steps(tokens, sampling.mask_steps)
+    for f in range(given, frames):
+        order = torch.from_numpy(noise.order(f, tokens).copy())
+        x, masked = torch.zeros(tokens, t.token_channels), torch.ones(tokens, dtype=torch.bool)
+        for s, still in enumerate(left):
+            known = int((~masked).sum())
+            predict = order[known : tokens - still]
+            z, _ = run(f, x, masked, past)
+            drawn = sample_tokens(
+                model,
+                z[:, predict],
+                guidance_at(sampling.guidance_scale, still, tokens),
+                temperature_at(f - given, sampling.temperature),
+                schedule,
+                noise.initial(f, s, (len(predict), t.token_channels)),
+                noise.steps(f, s, (sampling.head_steps, len(predict), t.token_channels)),
+            )
+            if f > given and sampling.clip is not None:
+                drawn = drawn.clamp(-sampling.clip, sampling.clip)
+            x[predict], masked[predict] = drawn, False
+            if progress is not None:
+                progress(f, s)
+        done.append(x)
+        if cache and f + 1 < frames:
+            _, past = run(f, x, masked, past)
+
+    latents = torch.stack([d.T.unflatten(1, (h, w)) for d in done], dim=1)[None]
+    return latents, model.video_tokenizer.decode(latents).clamp(-1, 1)
+
+
+def sample_tokens(
+    model: VideoMAR,
+    z: Tensor,
+    guidance: float,
+    temperature: float,
+    schedule: DiffusionSchedule,
+    initial: np.ndarray,
+    draws: np.ndarray,
+) -> Tensor:
+    """Sample token vectors under conditions z [branches, N, W] (text, then `fake_latent`): [N, C] float32."""
+    branches = z.shape[0]
+    x = torch.from_numpy(initial)
+    last = len(schedule.timesteps) - 1
+    for i, (step, coefficients) in enumerate(zip(schedule.timesteps, schedule.coefficients, strict=True)):
+        both = x.expand(branches, -1, -1).flatten(0, 1).to(z.dtype)
+        time = torch.full((len(both),), float(step))
+        eps, variance = model.diffusion_head(both, time, z.flatten(0, 1))
+        eps, variance = eps.float().unflatten(0, (branches, -1)), variance.float().unflatten(0, (branches, -1))
+        guided = eps[-1] + guidance * (eps[0] - eps[-1])
+        draw = torch.from_numpy(draws[i]) * (temperature if i < last else 0.0)
+        x = ancestral_step(x, guided, variance[0], torch.from_numpy(coefficients), draw)
+    return x

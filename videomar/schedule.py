@@ -1,0 +1,146 @@
+"""Who is predicted when, and with what numbers: mask counts, guidance, temperature, diffusion coefficients, RoPE, noise.
+
+Pure numpy and seeded. Decides; never computes on a device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from videomar.errors import InputError
+
+
+def masked_after_steps(tokens: int, steps: int) -> list[int]:
+    """How many of a frame's tokens are still masked after each mask step (model.md, the sampling loop, 2).
+
+    floor(tokens * cos(pi/2 * (s+1)/steps)), at least 1 and at most one less than before; 0 after the last step.
+    Raises InputError when there are more steps than tokens: a step has to predict something.
+    """
+    if not 1 <= steps <= tokens:
+        raise InputError(
+            f"mask steps is {steps}, expected 1 to {tokens} (the tokens of one frame at this size); lower --mask-steps"
+        )
+    counts, now = [], tokens
+    for step in range(steps - 1):
+        now = max(1, min(now - 1, int(np.floor(tokens * np.cos(np.pi / 2 * (step + 1) / steps)))))
+        counts.append(now)
+    return [*counts, 0]
+
+
+def guidance_at(scale: float, still_masked: int, tokens: int) -> float:
+    """Guidance scale of a mask step: grows linearly from 1 to `scale` as tokens become known."""
+    return 1.0 + (scale - 1.0) * (tokens - still_masked) / tokens
+
+
+def temperature_at(generated_frame: int, fixed: float | None = None) -> float:
+    """Factor on the noise of the diffusion steps; by default 0.9 + 10^-(t+1) for generated frame t = 0, 1, ..."""
+    return 0.9 + 10.0 ** -(generated_frame + 1) if fixed is None else fixed
+
+
+def cosine_betas(steps: int) -> np.ndarray:
+    """Betas of the cosine schedule (Nichol and Dhariwal 2021, eq. 17), at most 0.999: [steps] float64."""
+    bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
+
+
+@dataclass(frozen=True)
+class DiffusionSchedule:
+    """The ancestral sampler's numbers, noisiest step first.
+
+    timesteps: [steps] float32, the original step numbers that the network is told.
+    coefficients: [steps, 6] float32, columns named in COLUMNS:
+      x0 = a * x - b * eps;  mean = p * x0 + q * x;  log variance between `low` and `high`.
+    """
+
+    COLUMNS = ("a", "b", "p", "q", "low", "high")
+
+    timesteps: np.ndarray
+    coefficients: np.ndarray
+
+    @staticmethod
+    def respaced(train_steps: int, steps: int) -> DiffusionSchedule:
+        """Keep `steps` of the trained steps, evenly spread, and derive their betas anew.
+
+        Raises InputError when more steps are asked for than were trained.
+        """
+        if not 1 <= steps <= train_steps:
+            raise InputError(f"head steps is {steps}, expected 1 to {train_steps}; change --head-steps")
+        # Evenly from the first to the last trained step, both kept (respacing of Nichol and Dhariwal's code).
+        stride = (train_steps - 1) / (steps - 1) if steps > 1 else 1.0
+        kept = np.array([round(i * stride) for i in range(steps)])
+        bar = np.cumprod(1 - cosine_betas(train_steps))[kept]
+        previous = np.concatenate([[1.0], bar[:-1]])
+        beta = 1 - bar / previous
+        posterior = beta * (1 - previous) / (1 - bar)
+        if steps > 1:  # the first posterior variance is 0: its logarithm borrows the second
+            posterior[0] = posterior[1]
+        else:
+            posterior = beta
+        table = np.stack(
+            [
+                np.sqrt(1 / bar),
+                np.sqrt(1 / bar - 1),
+                beta * np.sqrt(previous) / (1 - bar),
+                (1 - previous) * np.sqrt(1 - beta) / (1 - bar),
+                np.log(posterior),
+                np.log(beta),
+            ],
+            axis=1,
+        )
+        return DiffusionSchedule(kept[::-1].astype(np.float32), table[::-1].astype(np.float32).copy())
+
+
+def rope_tables(
+    frame: int, height: int, width: int, split: tuple[int, int, int], theta: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of the rotary angles of one frame's tokens, row by row: two [height * width, sum(split)] float32.
+
+    Channels are split over (frame, row, column); inside a slice of width D the angle of channel i and i + D/2 is
+    position / theta^(2i/D).
+    """
+    rows, columns = np.divmod(np.arange(height * width), width)
+    angles = []
+    for position, part in zip((np.full(height * width, frame), rows, columns), split, strict=True):
+        inverse = theta ** (-np.arange(0, part, 2, dtype=np.float64) / part)
+        half = position[:, None].astype(np.float64) * inverse
+        angles += [half, half]
+    angle = np.concatenate(angles, axis=1)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+class Noise(Protocol):
+    """All randomness of a generation; replace it to give several backends identical bits."""
+
+    def order(self, frame: int, tokens: int) -> np.ndarray:
+        """Order in which a latent frame's positions are predicted: a permutation, [tokens] int64."""
+
+    def initial(self, frame: int, step: int, shape: tuple[int, int]) -> np.ndarray:
+        """Where the diffusion of a mask step's tokens starts: [tokens, channels] float32, standard normal."""
+
+    def steps(self, frame: int, step: int, shape: tuple[int, int, int]) -> np.ndarray:
+        """Noise added at each head step: [head steps, tokens, channels] float32, standard normal."""
+
+
+class SeededNoise:
+    """The default Noise: one seed; every draw is keyed by (frame, mask step), so no call depends on another."""
+
+    def __init__(self, seed: int = 0) -> None:
+        if not 0 <= seed < 2**63:
+            raise InputError(f"seed is {seed}, expected 0 to 2^63 - 1")
+        self.seed = seed
+
+    def _generator(self, kind: int, frame: int, step: int = 0) -> np.random.Generator:
+        # Philox is counter based and its stream is part of numpy's compatibility promise.
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, kind, frame, step])))
+
+    def order(self, frame: int, tokens: int) -> np.ndarray:
+        return np.argsort(self._generator(0, frame).random(tokens), kind="stable")
+
+    def initial(self, frame: int, step: int, shape: tuple[int, int]) -> np.ndarray:
+        return self._generator(1, frame, step).standard_normal(shape, np.float32)
+
+    def steps(self, frame: int, step: int, shape: tuple[int, int, int]) -> np.ndarray:
+        return self._generator(2, frame, step).standard_normal(shape, np.float32)
