@@ -5,6 +5,7 @@ Pure numpy and seeded. Decides; never computes on a device.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -69,8 +70,9 @@ class DiffusionSchedule:
         if not 1 <= steps <= train_steps:
             raise InputError(f"head steps is {steps}, expected 1 to {train_steps}; change --head-steps")
         # Evenly from the first to the last trained step, both kept (respacing of Nichol and Dhariwal's code).
+        # The running sum is theirs too: at ties it rounds otherwise than a product.
         stride = (train_steps - 1) / (steps - 1) if steps > 1 else 1.0
-        kept = np.array([round(i * stride) for i in range(steps)])
+        kept = np.array([round(at) for at in itertools.accumulate([stride] * (steps - 1), initial=0.0)])
         bar = np.cumprod(1 - cosine_betas(train_steps))[kept]
         previous = np.concatenate([[1.0], bar[:-1]])
         beta = 1 - bar / previous
@@ -133,7 +135,6 @@ class SeededNoise:
         self.seed = seed
 
     def _generator(self, kind: int, frame: int, step: int = 0) -> np.random.Generator:
-        # Philox is counter based and its stream is part of numpy's compatibility promise.
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, kind, frame, step])))
 
     def order(self, frame: int, tokens: int) -> np.ndarray:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from videomar.errors import InputError
+
 SIZE = 64  # pixels, both ways
 FRAMES = 17  # 1 + 2 * 8: three latent frames
 
@@ -93,7 +95,11 @@ def _bounce(start: float, floor: float, frames: int) -> np.ndarray:
 def sample_scene(
     rng: np.random.Generator, motion: str | None = None, frames: int = FRAMES, size: int = SIZE
 ) -> Scene:
-    """One random scene whose shape stays inside the picture for `frames` frames."""
+    """One random scene whose circle of `radius` stays inside the picture for `frames` frames.
+
+    Corners of diamonds and triangles may poke out by a few pixels. Raises InputError when the motion is too long for
+    the picture.
+    """
     motion = motion or MOTIONS[rng.integers(len(MOTIONS))]
     radius = float(rng.uniform(7.5, 11.0))
     if motion == "shrinks":
@@ -108,6 +114,8 @@ def sample_scene(
         r = path[:, 2]
         low_x, high_x = (r + MARGIN - path[:, 0]).max(), (size - MARGIN - r - path[:, 0]).min()
         low_y, high_y = (r + MARGIN - path[:, 1]).max(), (size - MARGIN - r - path[:, 1]).min()
+        if low_x > high_x or low_y > high_y or r.min() < 2:
+            raise InputError(f"'{motion}' does not fit {frames} frames of {size} pixels; ask for fewer frames")
     base = rng.uniform(0.15, 0.40, 3)
     step = rng.uniform(-0.12, 0.12, 3)
     return Scene(
@@ -154,7 +162,8 @@ def render(scene: Scene, frames: int = FRAMES, size: int = SIZE, start: int = 0)
     cover = np.clip(0.5 - distance / EDGE, 0, 1)[..., None].astype(np.float32)
     color = np.asarray(COLORS[scene.color], np.float32)
     clip = background(scene, size)[None] * (1 - cover) + color * cover
-    return np.round(clip * 255).astype(np.uint8)
+    # The gradient overshoots in the corners: clip before the cast, which would wrap.
+    return np.clip(np.round(clip * 255), 0, 255).astype(np.uint8)
 
 
 def vocabulary() -> list[str]:

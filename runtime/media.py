@@ -1,0 +1,292 @@
+"""Pictures and videos: files -> uint8 RGB frames -> pixels of the model, and back. NumPy, OpenCV and PyAV only.
+
+Knows nothing of models, latents, prompts or where results should lie; every output is whole or absent.
+Files and options that cannot be used raise InputError; arrays of a wrong shape or type are our bug: ValueError.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+
+from videomar.errors import InputError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+VIDEO_SUFFIXES = (".mp4",)
+
+_BT709, _LIMITED, _FULL = 1, 1, 2  # colour matrix and ranges, as FFmpeg numbers them
+_SCALE = 4 | 0x40000 | 0x2000  # bicubic, accurate rounding (else every colour is a level too dark), full chroma
+
+
+def load_picture(path: str | Path) -> np.ndarray:
+    """A picture file as [height, width, 3] uint8 RGB, upright as its EXIF orientation says.
+
+    Grey becomes RGB, 16-bit and float pictures 8-bit; what is transparent is laid over white, as on a page.
+    Raises InputError for a file that is missing or that OpenCV cannot decode.
+    """
+    with _reading(path, "a picture"):
+        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
+    picture = _decode(data)
+    if picture is None:
+        raise InputError(f"{path} is not a picture OpenCV can read, expected PNG, JPEG, WebP, BMP or TIFF; convert it")
+    picture = picture.reshape(*picture.shape[:2], -1)
+    if picture.dtype != np.uint8 or _has_alpha(picture):
+        full = np.iinfo(picture.dtype).max if picture.dtype.kind in "iu" else 1
+        unit = np.clip(picture.astype(np.float32) / full, 0, 1)
+        if _has_alpha(picture):
+            unit = unit[..., :-1] * unit[..., -1:] + (1 - unit[..., -1:])
+        picture = (unit * 255 + 0.5).astype(np.uint8)
+    if picture.shape[2] == 1:
+        return np.repeat(picture, 3, axis=2)
+    return np.ascontiguousarray(picture[..., ::-1])  # OpenCV's order is BGR
+
+
+def load_clip(path: str | Path, frames: int | None = None) -> np.ndarray:
+    """The first frames (all if None) of a video file or a directory of pictures: [frames, height, width, 3] uint8 RGB.
+
+    Pictures are taken by name, numbers in names as numbers (2.png before 10.png); other files are passed over.
+    The rotation a phone writes beside the video is applied. All of the frames asked for are held in memory.
+    Raises InputError for what cannot be read, lacks frames or changes size on the way.
+    """
+    if frames is not None and frames < 1:
+        raise InputError(f"frames is {frames}, expected at least 1; ask for more")
+    clip: list[np.ndarray] = []
+    for name, frame in islice(_pictures(Path(path)) if Path(path).is_dir() else _decoded(Path(path)), frames):
+        if clip and frame.shape != clip[0].shape:
+            (height, width), (h, w) = frame.shape[:2], clip[0].shape[:2]
+            raise InputError(f"{name} is {width}x{height}, expected {w}x{h} like the frames before; make them one size")
+        clip.append(frame)
+    wanted = 1 if frames is None else frames
+    if len(clip) < wanted:
+        raise InputError(
+            f"{path} holds {len(clip)} frames, expected at least {wanted}; give a longer clip or ask for fewer"
+        )
+    return np.stack(clip)
+
+
+def fit(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Crop the centre to the shape asked for and scale it: uint8 [h, w, 3] or [t, h, w, 3] -> [..., height, width, 3].
+
+    Area interpolation when shrinking, cubic when growing; frames that have the size already are returned untouched.
+    """
+    _check(frames, 3, 4)
+    h, w = frames.shape[-3:-1]
+    if (h, w) == (height, width):
+        return frames
+    # Cropping first keeps a long thin picture from being scaled to something enormous.
+    crop_h, crop_w = min(h, max(1, round(w * height / width))), min(w, max(1, round(h * width / height)))
+    top, left = (h - crop_h) // 2, (w - crop_w) // 2
+    crop = frames[..., top : top + crop_h, left : left + crop_w, :]
+    if (crop_h, crop_w) == (height, width):
+        return np.ascontiguousarray(crop)
+    how = cv2.INTER_AREA if height <= crop_h and width <= crop_w else cv2.INTER_CUBIC
+    scaled = [cv2.resize(frame, (width, height), interpolation=how) for frame in crop.reshape(-1, crop_h, crop_w, 3)]
+    return np.stack(scaled).reshape(*frames.shape[:-3], height, width, 3)
+
+
+def to_pixels(frames: np.ndarray) -> np.ndarray:
+    """Frames (or one picture) as the tokenizer wants them: [t, h, w, 3] uint8 -> [1, 3, t, h, w] float32 in [-1, 1]."""
+    _check(frames, 3, 4)
+    pixels = np.moveaxis(frames.reshape(-1, *frames.shape[-3:]), -1, 0)[None].astype(np.float32, order="C")
+    pixels /= 127.5
+    pixels -= 1
+    return pixels
+
+
+def to_frames(pixels: np.ndarray) -> np.ndarray:
+    """Pixels as frames, clipped and rounded half up: [1, 3, t, h, w] float -> [t, h, w, 3] uint8; undoes to_pixels."""
+    if pixels.ndim != 5 or pixels.shape[:2] != (1, 3):
+        raise ValueError(f"pixels are {list(pixels.shape)}, expected [1, 3, frames, height, width]")
+    if np.isnan(pixels).any():
+        raise ValueError("pixels hold NaN, expected numbers about -1 to 1; the decoder overflowed")
+    levels = np.clip((pixels[0].astype(np.float32) + 1) * np.float32(127.5), 0, 255)
+    return np.ascontiguousarray(np.moveaxis((levels + np.float32(0.5)).astype(np.uint8), 0, -1))
+
+
+def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fraction) -> None:
+    """Write [h, w, 3] uint8 RGB frames, as they come, as an H.264 mp4 that a browser can play while it loads.
+
+    Odd sizes grow by one row or column that repeats the edge, since 4:2:0 chroma needs even ones. An earlier file
+    is replaced when the last frame is in; whatever fails, also in `frames`, leaves it alone and nothing behind.
+    Raises InputError for a target that cannot be written, ValueError for no frames or frames of different sizes.
+    """
+    _check_target(path, VIDEO_SUFFIXES, "for a video (or a directory, for numbered .png pictures)")
+    if not 0.1 <= fps <= 1000:
+        raise InputError(f"fps is {fps}, expected 0.1 to 1000; 24 is usual")
+    with _whole(path) as temporary:
+        with _writing(path):
+            container = av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options={"crf": "18"})
+        try:
+            for index, frame in enumerate(_alike(frames)):
+                even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+                if index == 0:
+                    stream.height, stream.width, stream.pix_fmt = even.shape[0], even.shape[1], "yuv420p"
+                    context = stream.codec_context  # untagged, every player would guess the colours its own way
+                    context.color_primaries = context.color_trc = context.colorspace = _BT709
+                    context.color_range = _LIMITED
+                rgb = av.VideoFrame.from_ndarray(even, format="rgb24")
+                picture = rgb.reformat(
+                    format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED, interpolation=_SCALE
+                )
+                picture.pts = index
+                with _writing(path):
+                    container.mux(stream.encode(picture))
+            with _writing(path):
+                container.mux(stream.encode(None))
+                container.close()
+        finally:
+            with suppress(Exception):  # after a failure closing fails too; the first error is the one to tell
+                container.close()
+
+
+def write_pictures(directory: str | Path, frames: Iterable[np.ndarray]) -> None:
+    """Write [h, w, 3] uint8 RGB frames, as they come, as frame_0000.png, frame_0001.png, ... into a new directory.
+
+    The directory appears when the last frame is in; whatever fails, also in `frames`, leaves nothing behind.
+    Raises InputError for a directory that holds something or cannot be written, ValueError for no frames.
+    """
+    target = Path(directory)
+    with _writing(directory):
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            what = "holds files already" if target.is_dir() else "is a file"
+            raise InputError(f"{directory} {what}, expected a new or empty directory; empty it or name another")
+    with _whole(directory) as temporary:
+        with _writing(directory):
+            temporary.mkdir()
+        for index, frame in enumerate(_alike(frames)):
+            with _writing(directory):
+                (temporary / f"frame_{index:04d}.png").write_bytes(_encode(".png", frame))
+
+
+def write_picture(path: str | Path, picture: np.ndarray) -> None:
+    """Write a [h, w, 3] uint8 RGB picture, whole or not at all, in the format its suffix names.
+
+    Raises InputError for an unknown suffix or a target that cannot be written.
+    """
+    _check(picture, 3)
+    _check_target(path, PICTURE_SUFFIXES, "for a picture")
+    with _whole(path) as temporary, _writing(path):
+        temporary.write_bytes(_encode(Path(path).suffix, picture))
+
+
+def contact_sheet(frames: np.ndarray, columns: int, scale: int = 1, gap: int = 2) -> np.ndarray:
+    """Frames in rows on white, to look at: [t, h, w, 3] uint8 -> [height, width, 3] uint8.
+
+    `scale` enlarges each pixel to a square of that many; `gap` is in pixels of the result and lies between frames.
+    """
+    _check(frames, 4)
+    columns = min(columns, len(frames))
+    around = ((0, -len(frames) % columns), (0, gap), (0, gap), (0, 0))
+    cells = np.pad(frames.repeat(scale, axis=1).repeat(scale, axis=2), around, constant_values=255)
+    _, h, w, _ = cells.shape
+    sheet: np.ndarray = cells.reshape(-1, columns, h, w, 3).swapaxes(1, 2).reshape(-1, columns * w, 3)
+    return sheet[: len(sheet) - gap, : columns * w - gap]
+
+
+def _decode(data: np.ndarray) -> np.ndarray | None:
+    try:
+        raw: np.ndarray | None = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        upright: np.ndarray | None = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error:  # an empty file, or a picture of more pixels than OpenCV allows
+        return None
+    # Only `upright` follows EXIF, but OpenCV 4 drops alpha from it and cannot read some float pictures that way.
+    return raw if upright is None or (raw is not None and _has_alpha(raw) > _has_alpha(upright)) else upright
+
+
+def _has_alpha(picture: np.ndarray) -> bool:
+    return picture.ndim == 3 and picture.shape[2] in (2, 4)
+
+
+def _encode(suffix: str, picture: np.ndarray) -> bytes:
+    return cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]))[1].tobytes()
+
+
+def _pictures(directory: Path) -> Iterator[tuple[Path, np.ndarray]]:
+    with _reading(directory, "a directory of pictures"):
+        files = [f for f in directory.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES and not f.name.startswith(".")]
+    for file in sorted(sorted(files), key=_by_number):
+        yield file, load_picture(file)
+
+
+def _by_number(file: Path) -> list[str | int]:
+    # Text and digits take turns in the split, so like is compared with like.
+    return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", file.name))]
+
+
+def _decoded(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    # An open file, not a name: FFmpeg would take "a:b.mp4" for a protocol. Tags in other encodings are none of ours.
+    with _reading(file, "a video"), file.open("rb") as data, av.open(data, metadata_errors="ignore") as container:
+        if not container.streams.video:
+            raise InputError(f"{file} has no video stream, expected a video; check the file")
+        for index, frame in enumerate(container.decode(video=0)):
+            # RGB is full range; saying so makes PyAV before 17 heed the video's own colour matrix.
+            picture = frame.to_ndarray(format="rgb24", dst_color_range=_FULL, interpolation=_SCALE)
+            yield f"frame {index} of {file}", np.rot90(picture, round(frame.rotation / 90))
+
+
+def _check(frames: np.ndarray, *ranks: int) -> None:
+    if frames.dtype != np.uint8 or frames.ndim not in ranks or frames.shape[-1] != 3 or not frames.size:
+        raise ValueError(f"got {frames.dtype} {list(frames.shape)}, expected uint8 [..., height, width, 3], not empty")
+
+
+def _alike(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    shape = None
+    for frame in frames:
+        _check(frame, 3)
+        shape = shape or frame.shape
+        if frame.shape != shape:
+            raise ValueError(f"a frame is {list(frame.shape)}, expected {list(shape)} like the first")
+        yield frame
+    if shape is None:
+        raise ValueError("there are no frames, expected at least one")
+
+
+def _check_target(path: str | Path, suffixes: tuple[str, ...], purpose: str) -> None:
+    suffix = Path(path).suffix
+    if suffix.lower() not in suffixes:
+        got = f"ends in {suffix}" if suffix else "has no suffix"
+        raise InputError(f"{path} {got}, expected {', '.join(suffixes)} {purpose}; rename the output")
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a directory, expected a file name {purpose}; name another output")
+
+
+@contextmanager
+def _whole(path: str | Path) -> Iterator[Path]:
+    """A path beside `path` to write a file or directory to: moved to `path` if the block ends well, else removed."""
+    target = Path(os.path.realpath(path))  # through links, so that what they point to is replaced and not the link
+    with _writing(path):
+        holder = Path(tempfile.mkdtemp(prefix=".videomar-", dir=target.parent))  # same file system, so a move is atomic
+    try:
+        yield holder / target.name
+        with _writing(path):
+            os.replace(holder / target.name, target)
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+@contextmanager
+def _telling(path: str | Path, verb: str, wanted: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, av.FFmpegError) as error:
+        raise InputError(f"{path} cannot be {verb} ({error.strerror}), expected {wanted}") from None
+
+
+def _reading(path: str | Path, wanted: str) -> AbstractContextManager[None]:
+    return _telling(path, "read", f"{wanted}; check the path")
+
+
+def _writing(path: str | Path) -> AbstractContextManager[None]:
+    return _telling(path, "written", "a writable directory with room; make it or name another output")

@@ -1,0 +1,148 @@
+"""Train the demo's transformer, diffusion head and text encoder on latents of the demo world (model.md, "Training")."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from videomar.config import DEMO, ModelConfig
+from videomar.demo.words import write_tokenizer
+from videomar.demo.world import render, sample_scene
+from videomar.model.tokenizer import VideoTokenizer
+from videomar.model.videomar import VideoMAR, save_checkpoint
+from videomar.runtime.prompt import PromptTokenizer
+from videomar.schedule import rope_tables
+from videomar.training.diffusion import DiffusionLoss
+from videomar.training.optimizers import Optimizers
+
+BATCH = 32
+POOL = 24_000  # clips whose latents are computed once
+NOISE_LEVELS = 4  # diffusion steps trained a token and pass: the head is cheap, the transformer is not
+DROP_TEXT = 0.1
+EMA = 0.999
+CLIP = 2.0  # the sampler's bound on tokens: the latent scale makes nearly all of them fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Latents [clips, frames, tokens, channels] float32 (unscaled) with prompt ids and mask [clips, length]."""
+
+    latents: Tensor
+    ids: Tensor
+    mask: Tensor
+
+
+@torch.no_grad()
+def make_pool(tokenizer: VideoTokenizer, words: PromptTokenizer, clips: int, seed: int) -> Pool:
+    """Render clips of random scenes and encode them, unscaled."""
+    rng = np.random.default_rng(seed)
+    latents, prompts = [], []
+    for _ in tqdm(range(clips // 16), desc="latents", unit="x16 clips"):
+        scenes = [sample_scene(rng) for _ in range(16)]
+        pixels = torch.from_numpy(np.stack([render(s) for s in scenes])).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+        z = tokenizer.vae.encode(pixels).latent_dist.mode()
+        latents.append(z.flatten(3).permute(0, 2, 3, 1).contiguous())
+        prompts += [words(s.prompt)[0] for s in scenes]
+    length = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), length, dtype=torch.int64)
+    mask = torch.zeros(len(prompts), length, dtype=torch.bool)
+    for i, p in enumerate(prompts):
+        ids[i, : len(p)], mask[i, : len(p)] = torch.from_numpy(p), True
+    return Pool(torch.cat(latents), ids, mask)
+
+
+def initialize(model: VideoMAR) -> None:
+    """Learned vectors small; the head starts as the identity: its gates and last layer are zero."""
+    nn.init.normal_(model.transformer.mask_token, std=0.02)
+    nn.init.normal_(model.transformer.fake_latent, std=0.02)
+    for module in [*model.diffusion_head.res_blocks, model.diffusion_head.final_layer]:
+        nn.init.zeros_(module.adaLN_modulation[1].weight)
+        nn.init.zeros_(module.adaLN_modulation[1].bias)
+    nn.init.zeros_(model.diffusion_head.final_layer.linear.weight)
+    nn.init.zeros_(model.diffusion_head.final_layer.linear.bias)
+
+
+def mask_tokens(rows: int, tokens: int) -> Tensor:
+    """Which tokens are masked: a share from N(1, 0.25) truncated to [0.7, 1] a row: [rows, tokens] bool."""
+    share = torch.nn.init.trunc_normal_(torch.empty(rows), mean=1.0, std=0.25, a=0.7, b=1.0)
+    count = (share * tokens).ceil().clamp(max=tokens)
+    rank = torch.rand(rows, tokens).argsort(1).argsort(1)
+    return rank < count[:, None]
+
+
+def training_loss(model: VideoMAR, loss: DiffusionLoss, pool: Pool, rows: Tensor, frame: int) -> Tensor:
+    """Loss of predicting latent frame `frame` of the given clips from the clean frames before it."""
+    t = model.config.transformer
+    tokens = pool.latents.shape[2]
+    side = math.isqrt(tokens)
+    x = pool.latents[rows, : frame + 1].flatten(1, 2) * model.config.tokenizer.latent_scale
+    masked = torch.zeros(x.shape[:2], dtype=torch.bool)
+    masked[:, -tokens:] = mask_tokens(len(rows), tokens)
+    tables = [rope_tables(f, side, side, t.rope_split, t.rope_theta) for f in range(frame + 1)]
+    cos, sin = (torch.from_numpy(np.concatenate(part)) for part in zip(*tables, strict=True))
+    of = torch.arange(frame + 1).repeat_interleave(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        states = model.text_encoder(pool.ids[rows], pool.mask[rows])
+        context = model.transformer.text_context(states, torch.rand(len(rows)) < DROP_TEXT)
+        text = model.transformer.text_key_values(context)
+        z, _ = model.transformer(x, masked, cos, sin, text, pool.mask[rows], mask=of[:, None] >= of)
+        return loss(
+            model.diffusion_head, x[masked].repeat(NOISE_LEVELS, 1), z[masked].repeat(NOISE_LEVELS, 1)
+        )
+
+
+def train_transformer(out: Path, steps: int, minutes: float, seed: int, learning_rate: float = 1.5e-3) -> None:
+    """Train on the tokenizer found in `out` and write the whole checkpoint there, EMA weights.
+
+    The learning rate falls along a cosine over whichever ends first, `steps` or `minutes`.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    write_tokenizer(out / "tokenizer.json")
+    words = PromptTokenizer(out / "tokenizer.json", DEMO.text)
+    tokenizer = VideoTokenizer(DEMO.tokenizer)
+    tokenizer.load_state_dict(load_file(out / "video_tokenizer.safetensors"))
+    pool = make_pool(tokenizer.eval(), words, POOL, seed + 1)
+    model = VideoMAR(with_scale(DEMO, pool.latents))
+    model.video_tokenizer.load_state_dict(tokenizer.state_dict())
+    model.video_tokenizer.requires_grad_(False)
+    initialize(model)
+    print(f"latent scale {model.config.tokenizer.latent_scale}, std {pool.latents.std():.3f} unscaled", flush=True)
+    average = copy.deepcopy(model).requires_grad_(False)
+    optimizers, loss = Optimizers(model), DiffusionLoss(DEMO.head.train_steps)
+    began, step, progress = time.monotonic(), 0, 0.0
+    smooth: dict[int, float] = {}
+    while progress < 1:
+        progress = max(step / steps, (time.monotonic() - began) / 60 / minutes)
+        rate = learning_rate * min(1, step / 300) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, progress))))
+        frame = 1 + int(rng.integers(pool.latents.shape[1] - 1))
+        value = training_loss(model, loss, pool, torch.randint(len(pool.ids), (BATCH,)), frame)
+        value.backward()
+        optimizers.step(rate)
+        with torch.no_grad():
+            decay = min(EMA, (1 + step) / (10 + step))
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+        smooth[frame] = value.item() if frame not in smooth else 0.99 * smooth[frame] + 0.01 * value.item()
+        step += 1
+        if step % 250 == 0 or progress >= 1:
+            losses = " ".join(f"frame {f}: {v:.4f}" for f, v in sorted(smooth.items()))
+            print(f"step {step} {progress:4.0%} {losses} {(time.monotonic() - began) / 60:.1f} min", flush=True)
+            save_checkpoint(average, out)
+
+
+def with_scale(config: ModelConfig, latents: Tensor) -> ModelConfig:
+    """The config with the latent scale at which all but one in 10,000 values stay inside the sampler's clip."""
+    sample = latents.flatten()[:: max(1, latents.numel() // 1_000_000)].abs()
+    scale = round(CLIP / float(sample.quantile(0.9999)), 4)
+    return dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, latent_scale=scale))
+
+

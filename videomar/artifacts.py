@@ -1,0 +1,361 @@
+"""The directory every stage writes and the runtime reads: its manifest, verification on load, atomic writing.
+
+Knows file names, sizes, hashes and who wrote them. Knows nothing of ONNX, TensorRT, torch, or what a file means.
+Reads anywhere, writes on POSIX systems.
+
+What is being written is `.NAME.PID-TOKEN.tmp` beside its target, under a lock the kernel drops when its writer dies.
+A free lock tells a leftover; the PID is for people (in a container every run may have the same one).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shlex
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from videomar.config import ModelConfig
+from videomar.errors import ArtifactError, ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+CHOICES = {
+    "kind": ("onnx", "engine"),
+    "precision": ("fp32", "fp16", "int8"),
+    "emitter": ("portable", "native"),
+}
+_TYPES = dict(format=int, opset=int, kind=str, precision=str, emitter=str)
+_TYPES |= dict.fromkeys(("config", "inputs", "made_by", "checks", "extra", "files"), dict)
+_WORDS = {dict: "an object with keys", int: "a whole number", str: "a string"}
+_OURS = re.compile(rb'\s*\{\s*"format"\s*:\s*\d')  # how every manifest starts, a truncated one too
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Bytes and hexadecimal SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that an artifact directory says of itself; raises ArtifactError naming the key that cannot be."""
+
+    format: int = field(default=FORMAT, init=False)
+    kind: str
+    precision: str
+    emitter: str
+    opset: int
+    config: ModelConfig
+    inputs: dict[str, str] = field(default_factory=dict)  # what it was made from: hashes and options
+    made_by: dict[str, str] = field(default_factory=dict)  # versions, host, date; never compared
+    checks: dict[str, Any] = field(default_factory=dict)  # numbers the maker measured
+    extra: dict[str, Any] = field(default_factory=dict)  # of later stages
+    files: dict[str, FileEntry] = field(default_factory=dict)  # by path inside the directory, with "/"
+
+    def __post_init__(self) -> None:
+        for key, choices in CHOICES.items():
+            if getattr(self, key) not in choices:
+                raise ArtifactError(f"key {key!r} is {getattr(self, key)!r}, expected one of {', '.join(choices)}")
+        for name in self.files:
+            path = PureWindowsPath(name)  # splits at both slashes, so it refuses what any system could follow outside
+            if not path.parts or path.anchor or ".." in path.parts:
+                raise ArtifactError(f"key 'files' lists {name!r}, expected a path inside the directory")
+
+    def to_json(self) -> str:
+        """The manifest as JSON text, NumPy scalars as plain numbers; `from_json` reads it back to an equal object."""
+        return json.dumps(dataclasses.asdict(self), indent=2, default=_plain) + "\n"
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Manifest:
+        """Read a manifest; raises ArtifactError naming the first unknown, missing or ill-typed key."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ArtifactError(f"not JSON, so truncated or altered ({error})") from None
+        if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
+            made_by = data.get("made_by")
+            version = made_by.get("videomar") if isinstance(made_by, dict) else None
+            raise ArtifactError(
+                f"written in format {data['format']!r:.20} by videomar {version or '(version unknown)'}, "
+                f"expected format {FORMAT}; export again with this version"
+            )
+        _check_keys(data, _TYPES, "")
+        for key in ("inputs", "made_by"):
+            _check_keys(data[key], dict.fromkeys(data[key], str), f"{key}.")
+        for name, entry in data["files"].items():
+            _check_keys(entry, {"size": int, "sha256": str}, f"files.{name}.")
+        try:
+            config = ModelConfig.from_json(json.dumps(data["config"]))
+        except (ConfigError, TypeError) as error:
+            raise ArtifactError(f"key 'config': {error}") from None
+        files = {name: FileEntry(**entry) for name, entry in data["files"].items()}
+        del data["format"]
+        return Manifest(**{**data, "config": config, "files": files})
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The manifest of an artifact directory; raises ArtifactError saying what is wrong with it and what mends it."""
+    path, mend = directory / MANIFEST, _mend(directory)
+    if not directory.is_dir():
+        got = "is a file" if directory.exists() else "does not exist"
+        raise ArtifactError(f"{directory} {got}, expected an artifact directory; {mend}")
+    if not path.exists():
+        raise ArtifactError(f"{directory} has no {MANIFEST}, so it is not a (whole) artifact; {mend}")
+    with _reading(path, mend):
+        data = path.read_bytes()
+    try:
+        return Manifest.from_json(data)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}; {mend}") from None
+
+
+def verify(directory: Path, manifest: Manifest, names: Iterable[str] | None = None, hashes: bool = True) -> None:
+    """Compare files (all listed, or `names`) with the manifest; raises ArtifactError at the first deviation.
+
+    Unlisted files are ignored. Without `hashes` only sizes are compared: instant, and blind to altered bytes.
+    """
+    mend = f"copy it again, or {_mend(directory, manifest)}"
+    for name in manifest.files if names is None else names:
+        path, entry = directory / name, manifest.files.get(name)
+        if entry is None:
+            raise ArtifactError(f"{directory / MANIFEST} lists no {name}, expected one; {_mend(directory, manifest)}")
+        with _reading(path, mend):
+            size = path.stat().st_size
+        if size != entry.size:
+            raise ArtifactError(f"{path} has {size} bytes, expected {entry.size}; {mend}")
+        if hashes and (got := _sha256(path, mend)) != entry.sha256:
+            raise ArtifactError(f"{path} was altered: SHA-256 is {got:.12}..., expected {entry.sha256:.12}...; {mend}")
+
+
+def hash_files(paths: Iterable[Path]) -> dict[str, str]:
+    """SHA-256 of each file by its name, for `Manifest.inputs`; raises ArtifactError for one that cannot be read."""
+    hashes: dict[str, str] = {}
+    for path in paths:
+        if path.name in hashes:
+            raise ValueError(f"two inputs are called {path.name}")
+        hashes[path.name] = _sha256(path, "check its path and permissions")
+    return hashes
+
+
+def up_to_date(target: Path, inputs: dict[str, str]) -> bool:
+    """Whether `target` was made from exactly these inputs and every file is still as written (sizes and hashes)."""
+    try:
+        manifest = read_manifest(target)
+        verify(target, manifest)
+    except ArtifactError:
+        return False
+    return manifest.inputs == inputs
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
+    """Hash every file now in `directory`, write manifest.json last, return the manifest with `files` filled in."""
+    files = {}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / MANIFEST):
+        sha256 = _sha256(path, "write it again")
+        files[path.relative_to(directory).as_posix()] = FileEntry(path.stat().st_size, sha256)
+    manifest = dataclasses.replace(manifest, files=files)
+    atomic_write(directory / MANIFEST, manifest.to_json())
+    return manifest
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Write one file (text as UTF-8) whole or not at all, durably; raises ArtifactError if the disk refuses."""
+    path = path.resolve()
+    with _writing(path), _temporary(path) as temporary:
+        with open(temporary, "xb") as file:
+            _lock(file.fileno())
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+
+
+@contextmanager
+def write_directory(target: Path, force: bool = False) -> Iterator[Path]:
+    """Yield a hidden directory to fill; with a manifest in it, it becomes `target` on clean exit, in one step.
+
+    An artifact or an empty directory is replaced; any other directory only with `force`, and a file never. Whatever
+    is raised inside leaves nothing behind and `target` as it was; OSErrors of the disk become ArtifactErrors. What
+    a killed writer left is removed by the next one.
+    """
+    target = target.resolve()
+    with _writing(target):
+        _check_replaceable(target, force)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _temporary(target) as temporary:
+            temporary.mkdir()
+            with _open(temporary) as fd:
+                _lock(fd)
+                yield temporary
+                if not (temporary / MANIFEST).is_file():
+                    raise RuntimeError(f"write_manifest was not called for {target}")
+                for path in (p for p in temporary.rglob("*") if p.is_file()):
+                    with _open(path) as file:
+                        os.fsync(file)
+                _check_replaceable(target, force)
+                _replace_directory(temporary, target)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a manifest cannot hold {type(value).__name__}")
+
+
+def _check_keys(data: Any, types: dict[str, Any], where: str) -> None:
+    if not isinstance(data, dict):
+        raise ArtifactError(f"{where.rstrip('.') or 'manifest'} is {data!r:.60}, expected {_WORDS[dict]}")
+    if missing := [key for key in types if key not in data]:
+        raise ArtifactError(f"lacks the key '{where}{missing[0]}'")
+    if unknown := [key for key in data if key not in types]:
+        raise ArtifactError(f"has an unknown key '{where}{unknown[0]}'; known: {', '.join(types)}")
+    for key, kind in types.items():
+        if type(data[key]) is not kind:
+            raise ArtifactError(f"key '{where}{key}' is {data[key]!r:.60}, expected {_WORDS[kind]}")
+
+
+def _mend(directory: Path, manifest: Manifest | None = None) -> str:
+    command = "export CHECKPOINT"
+    if manifest and manifest.kind == "engine":
+        command = "build ONNX_DIR"
+    elif manifest and manifest.precision == "int8":
+        command = "calibrate ONNX_DIR"
+    return f"run `videomar {command} -o {shlex.quote(str(directory))}`"
+
+
+def _sha256(path: Path, mend: str) -> str:
+    digest, chunk = hashlib.sha256(), bytearray(1 << 20)
+    with _reading(path, mend), open(path, "rb", buffering=0) as file:
+        while count := file.readinto(chunk):
+            digest.update(memoryview(chunk)[:count])
+    return digest.hexdigest()
+
+
+@contextmanager
+def _reading(path: Path, mend: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing, expected a file; {mend}") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror}), expected a readable file; {mend}") from None
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Turn an OSError of writing `target` into one line; one that names a file elsewhere is let through."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error.filename, str):
+            beside, path = str(target.with_name(f".{target.name}.")), Path(error.filename)
+            if not (path.is_relative_to(target) or target.is_relative_to(path) or str(path).startswith(beside)):
+                raise
+        got = error.strerror or str(error)
+        expected, mend = "a place that can be written", "give another one with -o"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            expected, mend = "room for all of it", "free some space, or give a place on another disk with -o"
+            with suppress(OSError):
+                got += f", {shutil.disk_usage(target.parent).free / 1e6:.1f} MB free"
+        raise ArtifactError(f"{target} cannot be written ({got}), expected {expected}; {mend}") from error
+
+
+@contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """A new name beside `target`; leftovers of dead writers go first, and what has the name in the end goes too."""
+    leftover = re.compile(rf"\.{re.escape(target.name)}\.\d+-[0-9a-f]{{8}}\.tmp")
+    for path in target.parent.iterdir():
+        if leftover.fullmatch(path.name):
+            with suppress(OSError), _open(path) as fd:
+                if _lock(fd):
+                    _remove(path)
+    path = _beside(target)
+    try:
+        yield path
+    finally:
+        _remove(path)
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks: then leftovers stay rather than live writers lose theirs
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _check_replaceable(target: Path, force: bool) -> None:
+    if not target.name or (target.exists() and not target.is_dir()):
+        raise ArtifactError(f"{target} is a file or a whole disk, expected a directory; give another one with -o")
+    if not target.exists() or not any(target.iterdir()):
+        return
+    with suppress(FileNotFoundError), open(target / MANIFEST, "rb") as file:
+        if _OURS.match(file.read(64)):
+            return
+    if not force:
+        raise ArtifactError(
+            f"{target} holds files but no videomar {MANIFEST}, expected an artifact, an empty directory or none; "
+            "it was left alone: give another directory with -o, or replace all that is in it with --force"
+        )
+    for precious in (os.getcwd(), os.path.expanduser("~")):
+        if Path(precious).resolve().is_relative_to(target):
+            raise ArtifactError(f"{target} contains {precious}, which is never replaced; give another place with -o")
+
+
+def _replace_directory(source: Path, target: Path) -> None:
+    """Rename `source` onto `target`; a full `target` gets the name of `source`."""
+    try:
+        os.rename(source, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        with suppress(AttributeError):
+            at_cwd, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux: one step, never without a target
+            if not ctypes.CDLL(None).renameat2(at_cwd, os.fsencode(source), at_cwd, os.fsencode(target), exchange):
+                return
+        aside = _beside(target)  # other systems: two steps; a leftover if we die between them
+        os.rename(target, aside)
+        os.rename(source, target)
+        os.rename(aside, source)
