@@ -42,7 +42,8 @@ class Portable:
     name, opset, in_place = "portable", 18, False
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+        y = x.float()  # squares of FP16 numbers overflow at 256
+        return (y / torch.sqrt(y.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype) * weight
 
     def rotary(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         first, second = x.chunk(2, dim=-1)

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from videomar.config import DEMO, ModelConfig
 from videomar.demo.words import write_tokenizer
-from videomar.demo.world import render, sample_scene
+from videomar.demo.world import MOTIONS, render, sample_scene
 from videomar.model.tokenizer import VideoTokenizer
 from videomar.model.videomar import VideoMAR, save_checkpoint
 from videomar.runtime.prompt import PromptTokenizer
@@ -24,40 +24,42 @@ from videomar.schedule import rope_tables
 from videomar.training.diffusion import DiffusionLoss
 from videomar.training.optimizers import Optimizers
 
-BATCH = 32
-POOL = 24_000  # clips whose latents are computed once
+BATCH = 16
+POOL = 8_000  # clips kept encoded
+FRESH = 2  # clips of the pool replaced at every step, so that the world stays endless
 NOISE_LEVELS = 4  # diffusion steps trained a token and pass: the head is cheap, the transformer is not
 DROP_TEXT = 0.1
 EMA = 0.999
 CLIP = 2.0  # the sampler's bound on tokens: the latent scale makes nearly all of them fit
 
 
-@dataclasses.dataclass(frozen=True)
 class Pool:
-    """Latents [clips, frames, tokens, channels] float32 (unscaled) with prompt ids and mask [clips, length]."""
+    """Encoded clips of random scenes: latents [clips, frames, tokens, channels] float32 (unscaled), prompt ids, mask."""
 
-    latents: Tensor
-    ids: Tensor
-    mask: Tensor
+    def __init__(self, tokenizer: VideoTokenizer, words: PromptTokenizer, clips: int, seed: int) -> None:
+        self._tokenizer, self._words, self._rng = tokenizer, words, np.random.default_rng(seed)
+        length = max(len(words(f"a red circle {motion}")[0]) for motion in MOTIONS)
+        self.ids = torch.zeros(clips, length, dtype=torch.int64)
+        self.mask = torch.zeros(clips, length, dtype=torch.bool)
+        self.latents = torch.empty(0)
+        self._next = 0
+        for _ in tqdm(range(clips // 20), desc="encoding clips", unit="x20"):
+            self.refresh(20)
 
-
-@torch.no_grad()
-def make_pool(tokenizer: VideoTokenizer, words: PromptTokenizer, clips: int, seed: int) -> Pool:
-    """Render clips of random scenes and encode them, unscaled."""
-    rng = np.random.default_rng(seed)
-    latents, prompts = [], []
-    for _ in tqdm(range(clips // 16), desc="latents", unit="x16 clips"):
-        scenes = [sample_scene(rng) for _ in range(16)]
+    @torch.no_grad()
+    def refresh(self, count: int) -> None:
+        """Replace the oldest `count` clips by new ones."""
+        scenes = [sample_scene(self._rng) for _ in range(count)]
         pixels = torch.from_numpy(np.stack([render(s) for s in scenes])).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-        z = tokenizer.vae.encode(pixels).latent_dist.mode()
-        latents.append(z.flatten(3).permute(0, 2, 3, 1).contiguous())
-        prompts += [words(s.prompt)[0] for s in scenes]
-    length = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), length, dtype=torch.int64)
-    mask = torch.zeros(len(prompts), length, dtype=torch.bool)
-    for i, p in enumerate(prompts):
-        ids[i, : len(p)], mask[i, : len(p)] = torch.from_numpy(p), True
-    return Pool(torch.cat(latents), ids, mask)
+        z = self._tokenizer.vae.encode(pixels).latent_dist.mode().flatten(3).permute(0, 2, 3, 1)
+        if not len(self.latents):
+            self.latents = torch.zeros(len(self.ids), *z.shape[1:])
+        for scene, latents in zip(scenes, z, strict=True):
+            i, ids = self._next, torch.from_numpy(self._words(scene.prompt)[0])
+            self.latents[i] = latents
+            self.ids[i], self.mask[i] = 0, False
+            self.ids[i, : len(ids)], self.mask[i, : len(ids)] = ids, True
+            self._next = (i + 1) % len(self.ids)
 
 
 def initialize(model: VideoMAR) -> None:
@@ -111,7 +113,7 @@ def train_transformer(out: Path, steps: int, minutes: float, seed: int, learning
     words = PromptTokenizer(out / "tokenizer.json", DEMO.text)
     tokenizer = VideoTokenizer(DEMO.tokenizer)
     tokenizer.load_state_dict(load_file(out / "video_tokenizer.safetensors"))
-    pool = make_pool(tokenizer.eval(), words, POOL, seed + 1)
+    pool = Pool(tokenizer.eval(), words, POOL, seed + 1)
     model = VideoMAR(with_scale(DEMO, pool.latents))
     model.video_tokenizer.load_state_dict(tokenizer.state_dict())
     model.video_tokenizer.requires_grad_(False)
@@ -124,6 +126,7 @@ def train_transformer(out: Path, steps: int, minutes: float, seed: int, learning
     while progress < 1:
         progress = max(step / steps, (time.monotonic() - began) / 60 / minutes)
         rate = learning_rate * min(1, step / 300) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, progress))))
+        pool.refresh(FRESH)
         frame = 1 + int(rng.integers(pool.latents.shape[1] - 1))
         value = training_loss(model, loss, pool, torch.randint(len(pool.ids), (BATCH,)), frame)
         value.backward()

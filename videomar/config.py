@@ -184,7 +184,7 @@ DEMO = ModelConfig(
         vocab_size=32, width=128, depth=2, heads=2, kv_heads=1, mlp_width=256, rope_theta=1e4, max_positions=64,
         max_tokens=16,
     ),
-    transformer=TransformerConfig(width=192, depth=6, heads=3, head_dim=64),
+    transformer=TransformerConfig(width=192, depth=4, heads=3, head_dim=64),
     head=HeadConfig(width=256, depth=3),
     sampling=SamplingConfig(frames=17, height=64, width=64, mask_steps=8, head_steps=25),
 )

@@ -113,6 +113,16 @@ def rope_tables(
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
+def half_tables(
+    frame: int, height: int, width: int, split: tuple[int, int, int], theta: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The RoPE tables as the graphs take them: each slice's first half, two [height * width, sum(split) / 2] float32."""
+    starts = np.cumsum([0, *split[:-1]])
+    columns = np.concatenate([np.arange(s, s + n // 2) for s, n in zip(starts, split, strict=True)])
+    cos, sin = rope_tables(frame, height, width, split, theta)
+    return cos[:, columns], sin[:, columns]
+
+
 class Noise(Protocol):
     """All randomness of a generation; replace it to give several backends identical bits."""
 

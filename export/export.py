@@ -1,0 +1,95 @@
+"""`videomar export`: a checkpoint directory -> an artifact directory of checked ONNX graphs."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import platform
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import torch
+
+from videomar.artifacts import Manifest, hash_files, up_to_date, write_directory, write_manifest
+from videomar.errors import ArtifactError
+from videomar.export.build import build
+from videomar.export.checks import check_graph
+from videomar.export.emitters import emitter
+from videomar.export.onnx_files import save
+from videomar.graphs import GRAPHS, TOLERANCE, contract
+from videomar.model.videomar import PARTS, load_checkpoint
+from videomar.runtime.prompt import PromptTokenizer
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+
+
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    precision: str = "fp32",
+    emitter_name: str = "portable",
+    force: bool = False,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> bool:
+    """Write every graph of `checkpoint` into `out` and check each against PyTorch; False if `out` is up to date.
+
+    Raises ArtifactError for a bad checkpoint or target, InputError for an unknown option, ParityError when a graph's
+    numbers miss the contract's tolerance; then `out` is left as it was.
+    """
+    emit = emitter(emitter_name)
+    files = [checkpoint / n for n in ("config.json", "tokenizer.json", *(f"{part}.safetensors" for part in PARTS))]
+    for file in files:
+        if not file.is_file():
+            raise ArtifactError(f"checkpoint {checkpoint} lacks {file.name}; copy the whole directory again")
+    inputs = {
+        **hash_files(files),
+        "precision": precision,
+        "emitter": emit.name,
+        "videomar": version("videomar"),
+        "torch": torch.__version__,
+    }
+    if not force and up_to_date(out, inputs):
+        return False
+    progress("loading the checkpoint", 0, 2 * len(GRAPHS) + 1)
+    model = load_checkpoint(checkpoint)
+    specs = contract(model.config, precision, emit.in_place)
+    prefix = PromptTokenizer(checkpoint / "tokenizer.json", model.config.text).prefix
+    with write_directory(out, force=force) as directory, torch.inference_mode():
+        shutil.copy(checkpoint / "tokenizer.json", directory / "tokenizer.json")
+        checks: dict[str, dict[str, float]] = {}
+        for i, name in enumerate(GRAPHS):
+            progress(f"exporting {name}", 2 * i + 1, 2 * len(GRAPHS) + 1)
+            file = directory / f"{name}.onnx"
+            save(build(name, specs[name], model, emit, DTYPES[precision], prefix), file)
+            gc.collect()
+            progress(f"checking {name} against PyTorch", 2 * i + 2, 2 * len(GRAPHS) + 1)
+            checks[name] = check_graph(
+                file, specs[name], model, prefix, TOLERANCE[precision][name], in_place=emit.in_place
+            )
+        write_manifest(
+            directory,
+            Manifest(
+                kind="onnx",
+                precision=precision,
+                emitter=emit.name,
+                opset=emit.opset,
+                config=model.config,
+                inputs=inputs,
+                made_by={
+                    "videomar": version("videomar"),
+                    "torch": torch.__version__,
+                    "onnx": onnx.__version__,
+                    "onnxruntime": onnxruntime.__version__,
+                    "host": platform.platform(terse=True),
+                    "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+                },
+                checks=checks,
+            ),
+        )
+    return True

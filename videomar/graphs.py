@@ -1,0 +1,120 @@
+"""The contract: every graph's tensors (name, dtype, axes) and tolerances, written once.
+
+Read by the exporter, the engine builder, the runtime and the tests. Knows nothing of how anything is run.
+
+Axes are numbers or names; a name is a dynamic axis, the same name the same size:
+  branches   1 (text) or 2 (text, then `fake_latent`)      tokens     positions of one latent frame, h * w
+  prompt     ids of system prompt and prompt               past       tokens of finished frames
+  text       tokens of the prompt                          total      past + tokens
+  predicted  positions whose tokens are sampled            steps      diffusion steps
+  frames, height, width: pixels; t, h, w: latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from videomar.config import ModelConfig
+from videomar.errors import InputError
+
+PRECISIONS = ("fp32", "fp16")
+
+TEXT_ENCODER = "text_encoder"
+TEXT_KEY_VALUES = "text_key_values"
+TOKENIZER_ENCODER = "tokenizer_encoder"
+TOKENIZER_DECODER = "tokenizer_decoder"
+TRANSFORMER_STEP = "transformer_step"
+DIFFUSION_HEAD = "diffusion_head"
+GRAPHS = (TEXT_ENCODER, TEXT_KEY_VALUES, TOKENIZER_ENCODER, TOKENIZER_DECODER, TRANSFORMER_STEP, DIFFUSION_HEAD)
+
+# Largest relative L2 error of any output against the FP32 PyTorch model that export lets pass. FP16's are what the
+# arithmetic honestly reaches, with room of about two: the head's loop multiplies an error by its early, steep steps.
+TOLERANCE: dict[str, dict[str, float]] = {
+    "fp32": dict.fromkeys(GRAPHS, 1e-4),
+    "fp16": {
+        TEXT_ENCODER: 5e-3,
+        TEXT_KEY_VALUES: 5e-3,
+        TOKENIZER_ENCODER: 5e-3,
+        TOKENIZER_DECODER: 5e-3,
+        TRANSFORMER_STEP: 1e-2,
+        DIFFUSION_HEAD: 2e-2,
+    },
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output; dtype as numpy names it."""
+
+    name: str
+    dtype: str
+    axes: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One graph's interface."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def layer_names(prefix: str, depth: int) -> list[str]:
+    """Tensor names of per-layer keys and values, in the graphs' order: prefix_key_0, prefix_value_0, prefix_key_1..."""
+    return [f"{prefix}_{kind}_{layer}" for layer in range(depth) for kind in ("key", "value")]
+
+
+def contract(config: ModelConfig, precision: str, in_place: bool) -> dict[str, GraphSpec]:
+    """Every graph's interface.
+
+    precision: "fp32" or "fp16", the dtype between graphs; loop state, noise, schedule and pixels are always float32.
+    in_place: finished K/V come as a cache of `total` tokens that the graph writes into from token `start` on (the
+    output `present_*` is the same memory); otherwise as `past_*` of `past` tokens, and `present_*` is a new tensor.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}; change --precision")
+    t, f = config.transformer, "float16" if precision == "fp16" else "float32"
+    c, z = t.token_channels, config.tokenizer.latent_channels
+    half = t.head_dim // 2
+
+    def per_layer(prefix: str, branches: int | str, length: str) -> list[TensorSpec]:
+        return [TensorSpec(n, f, (branches, t.heads, length, t.head_dim)) for n in layer_names(prefix, t.depth)]
+
+    pixels = TensorSpec("pixels", "float32", (1, 3, "frames", "height", "width"))
+    latents = TensorSpec("latents", "float32", (1, z, "t", "h", "w"))
+    states = TensorSpec("states", f, (1, "text", config.text.width))
+    condition = TensorSpec("z", f, ("branches", "predicted", t.width))
+    specs = [
+        GraphSpec(TEXT_ENCODER, (TensorSpec("ids", "int64", (1, "prompt")),), (states,)),
+        GraphSpec(TEXT_KEY_VALUES, (states,), tuple(per_layer("text", 2, "text"))),
+        GraphSpec(TOKENIZER_ENCODER, (pixels,), (latents,)),
+        GraphSpec(TOKENIZER_DECODER, (latents,), (pixels,)),
+        GraphSpec(
+            TRANSFORMER_STEP,
+            (
+                TensorSpec("tokens", "float32", ("tokens", c)),
+                TensorSpec("masked", "bool", ("tokens",)),
+                TensorSpec("predict", "int64", ("predicted",)),
+                TensorSpec("rope_cos", f, ("tokens", half)),
+                TensorSpec("rope_sin", f, ("tokens", half)),
+                *per_layer("text", "branches", "text"),
+                *per_layer("past", "branches", "total" if in_place else "past"),
+                *([TensorSpec("start", "int64", ("branches",))] if in_place else []),
+            ),
+            (condition, *per_layer("present", "branches", "total")),
+        ),
+        GraphSpec(
+            DIFFUSION_HEAD,
+            (
+                condition,
+                TensorSpec("timesteps", "float32", ("steps",)),
+                TensorSpec("coefficients", "float32", ("steps", 6)),
+                TensorSpec("guidance", "float32", (1,)),
+                TensorSpec("initial", "float32", ("predicted", c)),
+                TensorSpec("draws", "float32", ("steps", "predicted", c)),
+            ),
+            (TensorSpec("sampled", "float32", ("predicted", c)),),
+        ),
+    ]
+    return {spec.name: spec for spec in specs}
