@@ -32,7 +32,9 @@ AUTO = torch.export.Dim.AUTO
 BRANCHES, TOKENS, PAST, TEXT, PREDICTED, STEPS = 2, 12, 36, 5, 3, 7
 
 
-def build(name: str, spec: GraphSpec, model: VideoMAR, emit: Emitter, dtype: torch.dtype, prefix: int) -> onnx.ModelProto:
+def build(
+    name: str, spec: GraphSpec, model: VideoMAR, emit: Emitter, dtype: torch.dtype, prefix: int
+) -> onnx.ModelProto:
     """One graph of `model` with weights of `dtype`; `prefix` is the number of system prompt ids."""
     return _BUILDERS[name](spec, model, emit, dtype, prefix)
 
@@ -88,7 +90,9 @@ def _transformer_step(
     return to_onnx(module, arrange(example), arrange(axes), spec, emit.opset)
 
 
-def _diffusion_head(spec: GraphSpec, model: VideoMAR, emit: Emitter, dtype: torch.dtype, prefix: int) -> onnx.ModelProto:
+def _diffusion_head(
+    spec: GraphSpec, model: VideoMAR, emit: Emitter, dtype: torch.dtype, prefix: int
+) -> onnx.ModelProto:
     head = _weights(model.diffusion_head, dtype)
     width, c = model.config.head.width, model.config.transformer.token_channels
     f = {torch.float32: "float32", torch.float16: "float16"}[dtype]
@@ -98,7 +102,11 @@ def _diffusion_head(spec: GraphSpec, model: VideoMAR, emit: Emitter, dtype: torc
     before = GraphSpec(spec.name, (spec.inputs[1], z), (time, condition))
     sizes = {"branches": BRANCHES, "predicted": PREDICTED, "steps": STEPS}
     prologue = to_onnx(
-        HeadCondition(head), [_zeros(t, sizes) for t in before.inputs], [{0: AUTO}, {0: AUTO, 1: AUTO}], before, emit.opset
+        HeadCondition(head),
+        [_zeros(t, sizes) for t in before.inputs],
+        [{0: AUTO}, {0: AUTO, 1: AUTO}],
+        before,
+        emit.opset,
     )
     x = TensorSpec("x", "float32", ("predicted", c))
     step = GraphSpec(

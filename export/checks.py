@@ -175,9 +175,7 @@ def _step(model: VideoMAR, case: Case) -> tuple[Feeds, Tensor, list[KeyValue]]:
     cos, sin = half_tables(case.past_frames, *case.grid, split, t.rope_theta)
     feeds = {"tokens": x, "masked": masked, "predict": rows}
     feeds |= dict(zip(layer_names("text", depth), (v for pair in text for v in pair), strict=True))
-    feeds |= dict(
-        zip(layer_names("past", depth), _reordered(past or [(empty, empty)] * depth, split), strict=True)
-    )
+    feeds |= dict(zip(layer_names("past", depth), _reordered(past or [(empty, empty)] * depth, split), strict=True))
     return (
         {n: v.numpy() for n, v in feeds.items()} | {"rope_cos": cos, "rope_sin": sin},
         z[:, rows],

@@ -94,5 +94,7 @@ def halves_first(split: tuple[int, int, int]) -> Tensor:
     Queries and keys are reordered alike, so their products, and with them the model, stay the same.
     """
     starts = [sum(split[:i]) for i in range(3)]
-    halves = [[torch.arange(s + h * n // 2, s + (h + 1) * n // 2) for s, n in zip(starts, split, strict=True)] for h in (0, 1)]
+    halves = [
+        [torch.arange(s + h * n // 2, s + (h + 1) * n // 2) for s, n in zip(starts, split, strict=True)] for h in (0, 1)
+    ]
     return torch.cat([*halves[0], *halves[1]])

@@ -27,8 +27,6 @@ from videomar.runtime.prompt import PromptTokenizer
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
-
-
 def export_checkpoint(
     checkpoint: Path,
     out: Path,

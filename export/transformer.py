@@ -6,7 +6,6 @@ Same weights as `videomar.model.transformer`, rearranged so that no step repeats
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videomar.export.emitters import Emitter, halves_first
@@ -101,7 +100,13 @@ class BlockStep(nn.Module):
         self.attn2 = CrossAttentionStep(source.attn2, emit)
 
     def forward(
-        self, x: Tensor, rows: Tensor, cos: Tensor, sin: Tensor, past: tuple[Tensor, Tensor], text: tuple[Tensor, Tensor],
+        self,
+        x: Tensor,
+        rows: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        past: tuple[Tensor, Tensor],
+        text: tuple[Tensor, Tensor],
         start: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         y, key, value = self.attn1(self.norm1(x), cos, sin, *past, start, rows if self.last else None)

@@ -18,7 +18,9 @@ class PromptTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception
-            raise ArtifactError(f"{file} cannot be read as a tokenizer ({error}); export the checkpoint again") from None
+            raise ArtifactError(
+                f"{file} cannot be read as a tokenizer ({error}); export the checkpoint again"
+            ) from None
         self._config = config
         self.prefix = len(self._ids(config.system_prompt)) if config.system_prompt else 0
 

@@ -83,13 +83,13 @@ def random_weights(
         linear(f"{block}.adaLN_modulation.1", 3 * head_width, head_width, size=0.3)
     linear(f"{net}.final_layer.linear", 2 * channels, head_width, size=0.01)
     linear(f"{net}.final_layer.adaLN_modulation.1", 2 * head_width, head_width, size=1e-4)
-    w[f"{net}.final_layer.linear.weight"][channels:] *= 50  # the variance, unlike the noise, may be anything
     # x itself through the head: a large constant beside it makes the last LayerNorm a division by a constant.
     large, rest = 30.0, head_width - channels
     w[f"{net}.input_proj.weight"][:channels] = np.eye(channels)
     w[f"{net}.input_proj.bias"][channels:] += large * (-1.0) ** np.arange(rest)
     for i in range(channels):
         w[f"{net}.final_layer.linear.weight"][i, i] += large * math.sqrt(rest / head_width)
+    w[f"{net}.final_layer.linear.weight"][channels:, :channels] *= 30 * large  # the variance may vary
     return w
 
 
@@ -272,7 +272,7 @@ def generate(
     clip: float | None = 2.0,
     train_steps: int = 1000,
 ) -> Array:
-    """Conditioning latents [C, given, rows, columns], text states [L, text width] -> latents [C, frames, rows, columns]."""
+    """Given latents [C, given, rows, columns], text states [L, text width] -> latents [C, frames, rows, columns]."""
     channels, given, rows, columns = latents.shape
     size = rows * columns
     clip_tokens = np.zeros((frames, size, channels))

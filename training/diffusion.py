@@ -33,7 +33,9 @@ class DiffusionLoss:
         log_variance = share * high + (1 - share) * low
         true_mean = p * tokens + q * x
         mean = p * (a * x - b * eps.detach()) + q * x
-        kl = 0.5 * (log_variance - low - 1 + torch.exp(low - log_variance) + (true_mean - mean) ** 2 / log_variance.exp())
+        kl = 0.5 * (
+            log_variance - low - 1 + torch.exp(low - log_variance) + (true_mean - mean) ** 2 / log_variance.exp()
+        )
         # At t = 0 the bound is a likelihood of discrete data, which latents are not: left out.
         bound = torch.where(t[:, None] > 0, kl, torch.zeros(())).mean() / torch.log(torch.tensor(2.0))
         return torch.mean((eps - noise) ** 2) + bound

@@ -12,7 +12,9 @@ class Optimizers:
     def __init__(self, model: nn.Module, weight_decay: float = 0.01) -> None:
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         self._parameters = [p for _, p in named]
-        matrices = [p for n, p in named if p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 1 and "embed_tokens" not in n]
+        matrices = [
+            p for n, p in named if p.ndim >= 2 and min(p.shape[0], p[0].numel()) > 1 and "embed_tokens" not in n
+        ]
         chosen = {id(p) for p in matrices}
         self._pairs = [(p, nn.Parameter(p.detach().flatten(1))) for p in matrices]
         self._muon = torch.optim.Muon(

@@ -30,7 +30,6 @@ FRESH = 2  # clips of the pool replaced at every step, so that the world stays e
 NOISE_LEVELS = 4  # diffusion steps trained a token and pass: the head is cheap, the transformer is not
 DROP_TEXT = 0.1
 EMA = 0.999
-CLIP = 2.0  # the sampler's bound on tokens: the latent scale makes nearly all of them fit
 
 
 class Pool:
@@ -97,9 +96,7 @@ def training_loss(model: VideoMAR, loss: DiffusionLoss, pool: Pool, rows: Tensor
         context = model.transformer.text_context(states, torch.rand(len(rows)) < DROP_TEXT)
         text = model.transformer.text_key_values(context)
         z, _ = model.transformer(x, masked, cos, sin, text, pool.mask[rows], mask=of[:, None] >= of)
-        return loss(
-            model.diffusion_head, x[masked].repeat(NOISE_LEVELS, 1), z[masked].repeat(NOISE_LEVELS, 1)
-        )
+        return loss(model.diffusion_head, x[masked].repeat(NOISE_LEVELS, 1), z[masked].repeat(NOISE_LEVELS, 1))
 
 
 def train_transformer(out: Path, steps: int, minutes: float, seed: int, learning_rate: float = 1.5e-3) -> None:
@@ -143,9 +140,6 @@ def train_transformer(out: Path, steps: int, minutes: float, seed: int, learning
 
 
 def with_scale(config: ModelConfig, latents: Tensor) -> ModelConfig:
-    """The config with the latent scale at which all but one in 10,000 values stay inside the sampler's clip."""
-    sample = latents.flatten()[:: max(1, latents.numel() // 1_000_000)].abs()
-    scale = round(CLIP / float(sample.quantile(0.9999)), 4)
+    """The config with the latent scale that gives tokens unit variance, as the head's noise has."""
+    scale = round(1 / float(latents.std()), 3)
     return dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, latent_scale=scale))
-
-

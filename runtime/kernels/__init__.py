@@ -16,6 +16,7 @@ import warnings
 from typing import Any, Protocol
 
 import numpy as np
+
 from videomar.runtime.kernels.binding import BUILD, DTYPES, VARIABLE, NativeKernels, find
 from videomar.runtime.kernels.fallback import NumpyKernels
 
@@ -67,7 +68,7 @@ def implementation() -> Kernels:
         f"native kernels are not built, numpy is used: same result, slower; build them with {BUILD}, "
         f"or set {VARIABLE}=numpy",
         RuntimeWarning,
-        stacklevel=2,
+        stacklevel=3,  # who called guided_step or its like
     )
     return NumpyKernels()
 
@@ -100,9 +101,9 @@ def guided_step(
     _check("draw", draw, F32, (n, channels))
     out = np.empty_like(x) if out is None else out
     _check("out", out, F32, (n, channels), writable=True)
-    if out.ctypes.data != x.ctypes.data:
-        _check_apart(out, x)
     _check_apart(out, output, draw, coefficients)
+    if out is not x and np.may_share_memory(out, x) and out.ctypes.data != x.ctypes.data:
+        raise ValueError("out overlaps x in part, expected x itself or other memory")
     implementation().guided_step(output, x, coefficients, draw, scale, out)
     return out
 
@@ -167,8 +168,11 @@ def _check(
     """Shape (None is any size), dtype and layout: the kernels believe what they are told."""
     if array.dtype not in dtypes:
         raise ValueError(f"{name} is {array.dtype}, expected {' or '.join(str(dtype) for dtype in dtypes)}")
-    if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
-        raise ValueError(f"{name} is {list(array.shape)}, expected {[want or 'any' for want in shape]}")
+    if array.shape != shape:
+        if array.ndim != len(shape) or any(
+            want not in (None, got) for want, got in zip(shape, array.shape, strict=True)
+        ):
+            raise ValueError(f"{name} is {list(array.shape)}, expected {['any' if s is None else s for s in shape]}")
     if dense and not array.flags.c_contiguous:
         raise ValueError(f"{name} is not contiguous")
     if not array.flags.aligned or (writable and not array.flags.writeable):

@@ -11,6 +11,7 @@ import ctypes
 import os
 from ctypes import c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,7 @@ VARIABLE = "VIDEOMAR_KERNELS"
 BUILD = "cmake -S . -B build && cmake --build build"
 
 OK, BAD_ARGUMENT, BAD_POSITION, LAUNCH_FAILED = range(4)
-DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
+DTYPES: dict[np.dtype[Any], int] = {np.dtype(np.float32): 0, np.dtype(np.float16): 1}
 
 SIGNATURES: dict[str, tuple[type, ...]] = {
     # output, dtype, branches, n, channels, x, coefficients, draw, scale, next, stream

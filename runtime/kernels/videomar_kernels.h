@@ -1,7 +1,7 @@
 /* C interface of VideoMAR's small kernels; libvideomar_kernels.so (CPU) and libvideomar_kernels_cuda.so both export it.
  *
- * Every function returns a VM_ status at once, allocates nothing and throws nothing. `stream` is a cudaStream_t; the CUDA
- * library takes device pointers throughout (scalars behind pointers too), launches on that stream, on the calling
+ * Every function returns a VM_ status at once, allocates nothing and throws nothing. `stream` is a cudaStream_t; the
+ * CUDA library takes device pointers throughout (scalars behind pointers too), launches on that stream, on the calling
  * thread's current device, and never synchronises: its calls can be captured into a CUDA graph. The CPU library ignores
  * `stream`. Arrays are dense and row-major unless strides say otherwise; they must not overlap unless a function allows
  * it. A size of 0 is no work and VM_OK. The interface knows nothing of masks' order, prompts, schedules or files.
@@ -50,8 +50,8 @@ VM_API int vm_guided_step(const void* output, int32_t dtype, int64_t branches, i
 /* tokens[positions[i]] = sampled[i] clipped to [-clip, clip]; masked[positions[i]] = 0. clip = INFINITY clips nothing.
  *
  * sampled: [n, channels]; positions: [n], distinct (if not: on a CPU the last one wins, with CUDA any);
- * tokens: [size, channels]; masked: [size]. A position outside [0, size): VM_BAD_POSITION and nothing written; with CUDA,
- * where the host cannot look without waiting, that row is skipped and its position stays masked.
+ * tokens: [size, channels]; masked: [size]. A position outside [0, size): VM_BAD_POSITION and nothing written; with
+ * CUDA, where the host cannot look without waiting, that row is skipped.
  */
 VM_API int vm_scatter_tokens(const float* sampled, const int64_t* positions, int64_t n, int64_t channels, int64_t size,
                              float clip, float* tokens, uint8_t* masked, void* stream);

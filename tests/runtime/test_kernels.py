@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from videomar.runtime import kernels, media
 from videomar.runtime.kernels import binding
 from videomar.runtime.kernels.binding import NativeKernels
 from videomar.runtime.kernels.fallback import NumpyKernels
-
 from videomar.schedule import DiffusionSchedule
 
 NUMPY = NumpyKernels()
@@ -119,6 +119,10 @@ def test_the_next_x_may_be_written_over_x_but_over_nothing_else(either):
     for over in (draw, output.reshape(-1, 16)[:24]):
         with pytest.raises(ValueError, match="overlaps"):
             either.guided_step(output, x, coefficients, draw, scale, out=over)
+    long = np.zeros((25, 16), np.float32)
+    either.guided_step(output, long[1:], coefficients, draw, scale, out=long[1:])
+    with pytest.raises(ValueError, match="overlaps x in part"):
+        either.guided_step(output, long[1:], coefficients, draw, scale, out=long[:-1])
 
 
 def test_every_half_precision_number_is_read_exactly(either):

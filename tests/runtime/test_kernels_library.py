@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from videomar.errors import ArtifactError
 from videomar.runtime import kernels
 from videomar.runtime.kernels import binding
 from videomar.runtime.kernels.binding import NativeKernels
-
-from videomar.errors import ArtifactError
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "runtime" / "kernels"

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from videomar.runtime import media
 
 from videomar.errors import InputError
+from videomar.runtime import media
 
 FPS = 24
 

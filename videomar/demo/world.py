@@ -92,9 +92,7 @@ def _bounce(start: float, floor: float, frames: int) -> np.ndarray:
     return np.array(heights)
 
 
-def sample_scene(
-    rng: np.random.Generator, motion: str | None = None, frames: int = FRAMES, size: int = SIZE
-) -> Scene:
+def sample_scene(rng: np.random.Generator, motion: str | None = None, frames: int = FRAMES, size: int = SIZE) -> Scene:
     """One random scene whose circle of `radius` stays inside the picture for `frames` frames.
 
     Corners of diamonds and triangles may poke out by a few pixels. Raises InputError when the motion is too long for

@@ -1,0 +1,72 @@
+"""What a backend is: it runs the contract's graphs on one device and keeps K/V there. It never decides what to run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ClipPlan:
+    """Everything about a clip that is known before its first step, so that a backend allocates once."""
+
+    tokens: int  # of one latent frame
+    frames: int  # latent frames, given ones included
+    branches: int  # 2 with guidance, 1 without
+    counts: tuple[int, ...]  # tokens predicted at each mask step
+    timesteps: np.ndarray  # [head steps] float32
+    coefficients: np.ndarray  # [head steps, 6] float32
+
+
+class Clip(Protocol):
+    """Device state of one generation: text K/V, K/V of finished frames, buffers. Use as a context manager."""
+
+    def step(
+        self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
+    ) -> None:
+        """One transformer pass over the current frame.
+
+        tokens [S, C] float32, masked [S] bool, predict [N] int64, RoPE tables [S, D/2] float32. The outputs at
+        `predict` stay on the device for `sample`, the frame's K/V for `keep`.
+        """
+
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """Run the diffusion head on the last step's outputs: [N, C] float32; valid until the next call.
+
+        initial [N, C] float32; draws [head steps, N, C] float32, already scaled, zero at the last step.
+        """
+
+    def keep(self) -> None:
+        """The frame of the last step is finished: its K/V stay for the frames that follow."""
+
+    def close(self) -> None:
+        """Free the clip's device memory."""
+
+
+class Backend(Protocol):
+    """The graphs of one artifact directory, loaded on one device."""
+
+    name: str
+
+    def encode_text(self, ids: np.ndarray) -> np.ndarray:
+        """ids [1, P] int64 -> text states [1, L, width]."""
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """Pixels [1, 3, frames, height, width] float32 -> scaled latents [1, C, t, h, w] float32."""
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Scaled latents [1, C, t, h, w] float32 -> pixels [1, 3, frames, height, width] float32 in [-1, 1]."""
+
+    def begin(self, states: np.ndarray, plan: ClipPlan) -> Clip:
+        """Allocate for a clip and compute its text K/V."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+
+def predicted_sizes(counts: Sequence[int]) -> list[int]:
+    """Every number of predicted tokens that a clip asks for; 1 is the pass that only stores K/V."""
+    return sorted({1, *counts})

@@ -1,0 +1,225 @@
+"""Picture + sentence -> video: the public class. Knows nothing of how a backend runs or how files are encoded."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videomar.artifacts import read_manifest, verify
+from videomar.config import ModelConfig, SamplingConfig
+from videomar.errors import InputError
+from videomar.runtime.backends.base import Backend
+from videomar.runtime.media import fit, load_picture, to_frames, to_pixels, write_video
+from videomar.runtime.prompt import PromptTokenizer
+from videomar.runtime.sampler import Progress, sample_frames
+from videomar.runtime.timing import Timing
+from videomar.schedule import DiffusionSchedule, Noise, SeededNoise, masked_after_steps
+
+FPS = 24
+
+
+@dataclass(frozen=True)
+class Video:
+    """A finished clip."""
+
+    frames: np.ndarray  # [frames, height, width, 3] uint8, RGB
+    latents: np.ndarray  # [channels, t, h, w] float32, scaled
+    timing: Timing
+
+    def save(self, path: str | Path, fps: float = FPS) -> None:
+        """Write an H.264 mp4 that a browser plays."""
+        write_video(path, self.frames, fps)
+
+
+@dataclass(frozen=True)
+class LatentFrame:
+    """One finished latent frame: [channels, h, w] float32, scaled, and its index in the clip."""
+
+    index: int
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a generation will do."""
+
+    frames: int  # pixel frames in all
+    generated: int  # of them, new
+    latent_frames: int
+    steps: int  # mask steps in all
+    height: int
+    width: int
+
+
+class Pipeline:
+    """Generates video from one artifact directory; use as a context manager or `close` it."""
+
+    def __init__(self, config: ModelConfig, backend: Backend, tokenizer: PromptTokenizer) -> None:
+        self.config, self.backend, self.tokenizer = config, backend, tokenizer
+
+    @staticmethod
+    def open(directory: str | Path, threads: int | None = None, check_hashes: bool = True) -> Pipeline:
+        """Load an artifact directory of `videomar export` on ONNX Runtime's CPU backend.
+
+        Raises ArtifactError when a file is missing, altered or of another version.
+        """
+        from videomar.runtime.backends.ort import OrtBackend
+
+        directory = Path(directory)
+        manifest = read_manifest(directory)
+        verify(directory, manifest, hashes=check_hashes)
+        tokenizer = PromptTokenizer(directory / "tokenizer.json", manifest.config.text)
+        return Pipeline(manifest.config, OrtBackend(directory, manifest, threads), tokenizer)
+
+    def __call__(self, image: str | Path | np.ndarray, prompt: str, **knobs: Any) -> Video:
+        """Generate a whole clip, decoded once at the end; knobs as in `latent_frames`."""
+        timing = knobs.setdefault("timing", Timing())
+        latents = np.stack([frame.values for frame in self.latent_frames(image, prompt, **knobs)], axis=1)
+        with timing.stage("decoder"):
+            pixels = self.backend.decode(latents[None])
+        frames = to_frames(pixels)
+        timing.finish()
+        return Video(frames, latents, timing)
+
+    def stream(self, image: str | Path | np.ndarray, prompt: str, **knobs: Any) -> Iterator[np.ndarray]:
+        """Yield pixel frames [height, width, 3] uint8 as soon as their latent frame is finished; given ones first.
+
+        Each new latent frame is decoded together with all before it (the decoder is causal), so a stream decodes
+        more in all than a whole clip does.
+        """
+        timing = knobs.setdefault("timing", Timing())
+        done: list[np.ndarray] = []
+        shown = 0
+        given = self._given(image)
+        for frame in self.latent_frames(given, prompt, **knobs):
+            done.append(frame.values)
+            if self._pixel_frames(len(done)) < len(given):
+                continue
+            with timing.stage("decoder"):
+                pixels = self.backend.decode(np.stack(done, axis=1)[None])
+            if pixels.shape[2] > len(given):
+                timing.mark_first_frame()
+            yield from to_frames(pixels)[shown:]
+            shown = pixels.shape[2]
+
+    def latent_frames(
+        self,
+        image: str | Path | np.ndarray,
+        prompt: str,
+        *,
+        frames: int | None = None,
+        mask_steps: int | None = None,
+        head_steps: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        size: tuple[int, int] | None = None,
+        seed: int = 0,
+        noise: Noise | None = None,
+        timing: Timing | None = None,
+        progress: Progress = lambda frame, step: None,
+    ) -> Iterator[LatentFrame]:
+        """Yield every latent frame of a clip, given ones first, as soon as it is finished.
+
+        image: a picture file, [height, width, 3] uint8 (image to video), or [1 + 8k, height, width, 3] (video to
+        video). frames: pixel frames in all, 1 + 8k. size: (height, width) of the clip; the picture is scaled and
+        cropped to it. noise replaces `seed`. What is None is the model's default.
+        Raises InputError for anything that does not fit, before anything is run.
+        """
+        timing = timing or Timing()
+        given = self._given(image)
+        sampling = self._checked(
+            given,
+            size,
+            frames=frames,
+            mask_steps=mask_steps,
+            head_steps=head_steps,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+        )
+        ids = self.tokenizer(prompt)
+        noise = noise or SeededNoise(seed)
+        pixels = to_pixels(fit(given, sampling.height, sampling.width))
+        with timing.stage("text"):
+            states = self.backend.encode_text(ids)
+        with timing.stage("encoder"):
+            latents = self.backend.encode(pixels)[0]
+        for i in range(latents.shape[1]):
+            yield LatentFrame(i, latents[:, i])
+        total = self._latent_frames(sampling.frames)
+        generated = sample_frames(self.backend, self.config, states, latents, total, sampling, noise, timing, progress)
+        for i, values in enumerate(generated, start=latents.shape[1]):
+            yield LatentFrame(i, values)
+
+    def plan(
+        self, image: str | Path | np.ndarray, prompt: str, size: tuple[int, int] | None = None, **knobs: Any
+    ) -> Plan:
+        """What a generation with these arguments will do; raises InputError for anything that does not fit."""
+        given = self._given(image)
+        sampling = self._checked(given, size, **knobs)
+        self.tokenizer(prompt)
+        latent = self._latent_frames(sampling.frames)
+        steps = (latent - self._latent_frames(len(given))) * sampling.mask_steps
+        return Plan(sampling.frames, sampling.frames - len(given), latent, steps, sampling.height, sampling.width)
+
+    def _checked(self, given: np.ndarray, size: tuple[int, int] | None, **knobs: Any) -> SamplingConfig:
+        height, width = size or (None, None)
+        sampling = self.sampling(height=height, width=width, **knobs)
+        self._check(given, sampling)
+        return sampling
+
+    def sampling(self, **changes: Any) -> SamplingConfig:
+        """The model's sampling defaults with every change that is not None; raises ConfigError for bad values."""
+        return dataclasses.replace(self.config.sampling, **{k: v for k, v in changes.items() if v is not None})
+
+    def _given(self, image: str | Path | np.ndarray) -> np.ndarray:
+        frames = load_picture(image) if isinstance(image, (str, Path)) else image
+        if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-1] != 3:
+            raise InputError(
+                f"the picture is {frames.dtype} {list(frames.shape)}, expected uint8 [height, width, 3] or "
+                "[frames, height, width, 3], RGB"
+            )
+        return frames if frames.ndim == 4 else frames[None]
+
+    def _check(self, given: np.ndarray, sampling: SamplingConfig) -> None:
+        tokenizer = self.config.tokenizer
+        stride, space = tokenizer.temporal_stride, tokenizer.spatial_stride
+        for what, count, mend in (
+            ("frames", sampling.frames, "change --frames"),
+            ("conditioning frames", len(given), "give another number of conditioning frames"),
+        ):
+            if (count - 1) % stride:
+                near = self._pixel_frames(max(1, self._latent_frames(count)))
+                raise InputError(f"{what} is {count}, expected 1 + {stride}k, such as {near}; {mend}")
+        if sampling.frames <= len(given):
+            raise InputError(
+                f"frames is {sampling.frames}, expected more than the {len(given)} conditioning frames, "
+                f"such as {len(given) + stride}; change --frames"
+            )
+        for name, value in (("height", sampling.height), ("width", sampling.width)):
+            if value % space:
+                near = max(1, round(value / space)) * space
+                raise InputError(f"{name} is {value}, expected a multiple of {space}, such as {near}; change --{name}")
+        tokens = sampling.height * sampling.width // space**2
+        masked_after_steps(tokens, sampling.mask_steps)
+        DiffusionSchedule.respaced(self.config.head.train_steps, sampling.head_steps)
+
+    def _latent_frames(self, pixel_frames: int) -> int:
+        return 1 + (pixel_frames - 1) // self.config.tokenizer.temporal_stride
+
+    def _pixel_frames(self, latent_frames: int) -> int:
+        return 1 + (latent_frames - 1) * self.config.tokenizer.temporal_stride
+
+    def close(self) -> None:
+        """Free the backend."""
+        self.backend.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,7 @@
+"""`python -m videomar`."""
+
+import sys
+
+from videomar.cli import main
+
+sys.exit(main())

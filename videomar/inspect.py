@@ -1,0 +1,111 @@
+"""What is in a checkpoint or artifact directory, read without loading a weight."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from videomar.artifacts import MANIFEST, read_manifest, verify
+from videomar.config import ModelConfig
+from videomar.errors import ArtifactError
+from videomar.graphs import contract
+
+
+def describe(directory: Path) -> dict[str, Any]:
+    """directory, kind, model, facts, files (name -> bytes), tensors (group -> lines); JSON-ready.
+
+    Raises ArtifactError when it is neither a checkpoint nor an artifact directory, or a file of it is altered.
+    """
+    if (directory / MANIFEST).is_file():
+        return _artifacts(directory)
+    if (directory / "config.json").is_file():
+        return _checkpoint(directory)
+    raise ArtifactError(
+        f"{directory} is neither a checkpoint (config.json) nor an artifact directory ({MANIFEST}); give one of those"
+    )
+
+
+def _artifacts(directory: Path) -> dict[str, Any]:
+    manifest = read_manifest(directory)
+    verify(directory, manifest)
+    specs = contract(manifest.config, manifest.precision, manifest.emitter == "native")
+    tensors = {
+        spec.name: [
+            *(f"in   {t.name:20} {t.dtype:8} {_axes(t.axes)}" for t in spec.inputs),
+            *(f"out  {t.name:20} {t.dtype:8} {_axes(t.axes)}" for t in spec.outputs),
+        ]
+        for spec in specs.values()
+    }
+    return {
+        "directory": str(directory),
+        "kind": f"{manifest.kind} artifacts",
+        "model": manifest.config.name,
+        "facts": {
+            "precision": manifest.precision,
+            "emitter": f"{manifest.emitter}, opset {manifest.opset}",
+            **_model(manifest.config),
+            "made by": ", ".join(f"{k} {v}" for k, v in manifest.made_by.items()),
+            "checked": "every file's hash is right",
+        },
+        "files": {name: entry.size for name, entry in manifest.files.items()},
+        "tensors": tensors,
+        "checks": manifest.checks,
+        "config": json.loads(manifest.config.to_json()),
+    }
+
+
+def _checkpoint(directory: Path) -> dict[str, Any]:
+    config = ModelConfig.from_json((directory / "config.json").read_text())
+    files = sorted(f for f in directory.iterdir() if f.is_file())
+    headers = {f.name: _safetensors_header(f) for f in files if f.suffix == ".safetensors"}
+    count = sum(_size(t["shape"]) for header in headers.values() for t in header.values())
+    return {
+        "directory": str(directory),
+        "kind": "checkpoint",
+        "model": config.name,
+        "facts": {**_model(config), "weights": f"{count / 1e6:.2f} million"},
+        "files": {f.name: f.stat().st_size for f in files},
+        "tensors": {
+            name: [f"{key:60} {t['dtype']:5} {t['shape']}" for key, t in header.items()]
+            for name, header in headers.items()
+        },
+        "config": json.loads(config.to_json()),
+    }
+
+
+def _model(config: ModelConfig) -> dict[str, str]:
+    t, v = config.transformer, config.tokenizer
+    return {
+        "transform.": f"width {t.width}, depth {t.depth}, {t.heads} heads of {t.head_dim}",
+        "head": f"width {config.head.width}, depth {config.head.depth}",
+        "tokenizer": f"strides {v.temporal_stride}x{v.spatial_stride}x{v.spatial_stride}, "
+        f"{v.latent_channels} channels, latent scale {v.latent_scale}",
+        "text": f"width {config.text.width}, depth {config.text.depth}, at most {config.text.max_tokens} tokens",
+    }
+
+
+def _axes(axes: tuple[int | str, ...]) -> str:
+    return "[" + ", ".join(map(str, axes)) + "]"
+
+
+def _size(shape: list[int]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
+    """The tensor table at the start of a safetensors file: 8 bytes of length, then JSON."""
+    try:
+        with file.open("rb") as f:
+            (length,) = struct.unpack("<Q", f.read(8))
+            if length > 100 << 20:
+                raise ValueError("header too long")
+            header = json.loads(f.read(length))
+    except (OSError, ValueError, struct.error) as error:
+        raise ArtifactError(f"{file} is not a safetensors file ({error}); copy it again") from None
+    header.pop("__metadata__", None)
+    return dict(header)
