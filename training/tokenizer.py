@@ -29,7 +29,7 @@ PATCH_GAIN = 64.0
 
 @contextmanager
 def without_haar(tokenizer: VideoTokenizer) -> Iterator[None]:
-    """Work on Haar coefficients: the transform is orthogonal, so the loss is the same and a third of the time is saved."""
+    """Work on Haar coefficients: the transform is orthogonal, so the loss is the same, and a third faster."""
     encoder, decoder = tokenizer.vae.encoder, tokenizer.vae.decoder
     patch, unpatch = encoder.patch_embed, decoder.unpatch_embed
     encoder.patch_embed, decoder.unpatch_embed = nn.Identity(), nn.Identity()

@@ -33,7 +33,7 @@ EMA = 0.999
 
 
 class Pool:
-    """Encoded clips of random scenes: latents [clips, frames, tokens, channels] float32 (unscaled), prompt ids, mask."""
+    """Encoded clips of random scenes: unscaled latents [clips, frames, tokens, channels], prompt ids, mask."""
 
     def __init__(self, tokenizer: VideoTokenizer, words: PromptTokenizer, clips: int, seed: int) -> None:
         self._tokenizer, self._words, self._rng = tokenizer, words, np.random.default_rng(seed)

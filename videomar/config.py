@@ -113,7 +113,7 @@ class ModelConfig:
             raise ConfigError(f"transformer width is {t.width}, expected heads * head_dim = {t.heads * t.head_dim}")
         if sum(t.rope_split) != t.head_dim or any(part % 2 or part <= 0 for part in t.rope_split):
             raise ConfigError(
-                f"rope_split is {t.rope_split}, expected three positive even numbers that add up to head_dim {t.head_dim}"
+                f"rope_split is {t.rope_split}, expected three positive even numbers that add up to {t.head_dim}"
             )
         if t.token_channels != self.tokenizer.latent_channels:
             raise ConfigError(
@@ -141,6 +141,14 @@ def _check_count(name: str, value: Any) -> None:
         raise ConfigError(f"{name.replace('_', ' ')} is {value}, expected a whole number of at least 1")
 
 
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "float | None": (int, float, type(None)),
+}
+
+
 def _from_dict(cls: type[T], data: Any, where: str) -> T:
     if not isinstance(data, dict):
         raise ConfigError(f"{where} is {type(data).__name__}, expected an object with keys")
@@ -158,8 +166,8 @@ def _from_dict(cls: type[T], data: Any, where: str) -> T:
             if not isinstance(value, list) or not all(isinstance(v, int) for v in value):
                 raise ConfigError(f"{where}.{name} is {value!r}, expected a list of whole numbers")
             value = tuple(value)
-        elif isinstance(default, (int, float, str)) and f.type in ("int", "float", "str"):
-            kinds = (int, float) if f.type == "float" else (type(default),)
+        else:
+            kinds = _KINDS[str(f.type)]
             if not isinstance(value, kinds) or isinstance(value, bool):
                 raise ConfigError(f"{where}.{name} is {value!r}, expected {f.type}")
         values[name] = value

@@ -1,4 +1,4 @@
-"""Who is predicted when, and with what numbers: mask counts, guidance, temperature, diffusion coefficients, RoPE, noise.
+"""Who is predicted when, and with what numbers: mask counts, guidance, temperature, diffusion, RoPE, noise.
 
 Pure numpy and seeded. Decides; never computes on a device.
 """
@@ -116,7 +116,7 @@ def rope_tables(
 def half_tables(
     frame: int, height: int, width: int, split: tuple[int, int, int], theta: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The RoPE tables as the graphs take them: each slice's first half, two [height * width, sum(split) / 2] float32."""
+    """The RoPE tables as the graphs take them, each slice's first half: two [height * width, D / 2] float32."""
     starts = np.cumsum([0, *split[:-1]])
     columns = np.concatenate([np.arange(s, s + n // 2) for s, n in zip(starts, split, strict=True)])
     cos, sin = rope_tables(frame, height, width, split, theta)

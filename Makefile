@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Both make their own environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# ONNX Runtime 1.24 and later writes K/V in place; Python 3.10 (JetPack 6) gets an older one: make demo EMITTER=portable
+EMITTER ?= native
+OUT ?= out
+# A CPU build of PyTorch is enough to export; set TORCH=torch to take whatever the index has.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test lint bench evaluate clean
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet -e ".[export,test]"
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/videomar export models/demo -o $(OUT)/demo-fp32 --emitter $(EMITTER)
+	$(BIN)/videomar generate $(OUT)/demo-fp32 --image examples/ball.png --prompt "$$(cat examples/ball.txt)" -o $(OUT)/ball.mp4
+	@echo "the clip is $(OUT)/ball.mp4"
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/clip.py
+
+evaluate: $(VENV)/.installed
+	$(BIN)/videomar export models/demo -o $(OUT)/demo-fp32 --emitter $(EMITTER)
+	$(BIN)/videomar evaluate $(OUT)/demo-fp32 --json $(OUT)/evaluate.json
+
+clean:
+	rm -rf $(OUT) build
