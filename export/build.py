@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, nn
 
-from videomar.export.emitters import Emitter
+from videomar.export.emitters import Emitter, Portable
 from videomar.export.head import HeadCondition, HeadStep
 from videomar.export.onnx_files import loop_over_steps, to_onnx
 from videomar.export.tokenizer import Decode, Encode, TextStates
 from videomar.export.transformer import TextKeyValues, TransformerStep
 from videomar.graphs import (
     DIFFUSION_HEAD,
+    HEAD_CONDITION,
+    HEAD_STEP,
     TEXT_ENCODER,
     TEXT_KEY_VALUES,
     TOKENIZER_DECODER,
@@ -29,119 +32,100 @@ from videomar.model.videomar import VideoMAR
 
 AUTO = torch.export.Dim.AUTO
 # Example sizes; all different, so that the tracer cannot take one axis for another.
-BRANCHES, TOKENS, PAST, TEXT, PREDICTED, STEPS = 2, 12, 36, 5, 3, 7
+SIZES = {"branches": 2, "tokens": 12, "past": 36, "total": 48, "text": 5, "predicted": 3, "steps": 7}
+# Only the transformer differs between emitters: the other graphs hold attention that TensorRT has no fused kernel for
+# (wide heads in the tokenizer, a causal mask in the text encoder), and build as primitive operators.
+OPSET = Portable.opset
 
 
-def build(
-    name: str, spec: GraphSpec, model: VideoMAR, emit: Emitter, dtype: torch.dtype, prefix: int
-) -> onnx.ModelProto:
-    """One graph of `model` with weights of `dtype`; `prefix` is the number of system prompt ids."""
-    return _BUILDERS[name](spec, model, emit, dtype, prefix)
+class GraphBuilder:
+    """Builds the graphs of one model for one set of specs; `prefix` is the number of system prompt ids."""
+
+    def __init__(
+        self, model: VideoMAR, specs: dict[str, GraphSpec], emit: Emitter, dtype: torch.dtype, prefix: int
+    ) -> None:
+        self.model, self.specs, self.emit, self.dtype, self.prefix = model, specs, emit, dtype, prefix
+
+    def build(self, name: str) -> onnx.ModelProto:
+        """One graph of the contract."""
+        builders: dict[str, Callable[[], onnx.ModelProto]] = {
+            TEXT_ENCODER: self._text_encoder,
+            TEXT_KEY_VALUES: self._text_key_values,
+            TOKENIZER_ENCODER: self._tokenizer_encoder,
+            TOKENIZER_DECODER: self._tokenizer_decoder,
+            TRANSFORMER_STEP: self._transformer_step,
+            DIFFUSION_HEAD: self._diffusion_head,
+            HEAD_CONDITION: lambda: self._head_condition,
+            HEAD_STEP: lambda: self._head_step,
+        }
+        return builders[name]()
+
+    def _trace(
+        self, name: str, module: nn.Module, args: list[Any], axes: list[Any], opset: int = OPSET
+    ) -> onnx.ModelProto:
+        if self.dtype != torch.float32:
+            module = copy.deepcopy(module).to(self.dtype)
+        return to_onnx(module.eval(), args, axes, self.specs[name], opset)
+
+    def _examples(self, name: str) -> tuple[list[Tensor], list[dict[int, Any]]]:
+        """Inputs of the contract's sizes, and their moving axes."""
+        inputs = self.specs[name].inputs
+        return [_zeros(t) for t in inputs], [_moving(t) for t in inputs]
+
+    def _text_encoder(self) -> onnx.ModelProto:
+        module = TextStates(self.model.text_encoder, self.prefix)
+        ids = torch.arange(self.prefix + SIZES["text"])[None]
+        return self._trace(TEXT_ENCODER, module, [ids], [{1: AUTO}])
+
+    def _text_key_values(self) -> onnx.ModelProto:
+        return self._trace(TEXT_KEY_VALUES, TextKeyValues(self.model.transformer), *self._examples(TEXT_KEY_VALUES))
+
+    def _tokenizer_encoder(self) -> onnx.ModelProto:
+        c = self.model.config.tokenizer
+        t, h, w = (torch.export.Dim(n, min=1, max=4096) for n in ("t", "h", "w"))
+        pixels = torch.zeros(1, 3, 1 + 2 * c.temporal_stride, 4 * c.spatial_stride, 3 * c.spatial_stride)
+        axes = {2: c.temporal_stride * t + 1, 3: c.spatial_stride * h, 4: c.spatial_stride * w}
+        return self._trace(TOKENIZER_ENCODER, Encode(self.model.video_tokenizer), [pixels], [axes])
+
+    def _tokenizer_decoder(self) -> onnx.ModelProto:
+        latents = torch.zeros(1, self.model.config.tokenizer.latent_channels, 3, 4, 5)
+        return self._trace(
+            TOKENIZER_DECODER, Decode(self.model.video_tokenizer), [latents], [{2: AUTO, 3: AUTO, 4: AUTO}]
+        )
+
+    def _transformer_step(self) -> onnx.ModelProto:
+        names = [t.name for t in self.specs[TRANSFORMER_STEP].inputs]
+        values, axes = self._examples(TRANSFORMER_STEP)
+
+        def grouped(items: list[Any]) -> list[Any]:
+            """As TransformerStep.forward takes them: the per-layer tensors in two lists."""
+            by_name = dict(zip(names, items, strict=True))
+            layers = [[v for n, v in by_name.items() if n.startswith(p)] for p in ("text_", "past_")]
+            single = [v for n, v in by_name.items() if not n.startswith(("text_", "past_"))]
+            return [*single[:5], *layers, *single[5:]]
+
+        module = TransformerStep(self.model.transformer, self.emit)
+        return self._trace(TRANSFORMER_STEP, module, grouped(values), grouped(axes), self.emit.opset)
+
+    @cached_property
+    def _head_condition(self) -> onnx.ModelProto:
+        return self._trace(HEAD_CONDITION, HeadCondition(self.model.diffusion_head), *self._examples(HEAD_CONDITION))
+
+    @cached_property
+    def _head_step(self) -> onnx.ModelProto:
+        return self._trace(HEAD_STEP, HeadStep(self.model.diffusion_head), *self._examples(HEAD_STEP))
+
+    def _diffusion_head(self) -> onnx.ModelProto:
+        scanned = {"step_time": "time", "step_coefficients": "coefficients", "draw": "draws"}
+        return loop_over_steps(
+            self._head_condition, self._head_step, self.specs[DIFFUSION_HEAD], ("initial", "x"), scanned
+        )
 
 
-def _weights(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return module if dtype == torch.float32 else copy.deepcopy(module).to(dtype)
-
-
-def _text_encoder(spec: GraphSpec, model: VideoMAR, emit: Emitter, dtype: torch.dtype, prefix: int) -> onnx.ModelProto:
-    module = _weights(TextStates(model.text_encoder, prefix), dtype)
-    return to_onnx(module, [torch.arange(prefix + TEXT)[None]], [{1: AUTO}], spec, emit.opset)
-
-
-def _text_key_values(
-    spec: GraphSpec, model: VideoMAR, emit: Emitter, dtype: torch.dtype, prefix: int
-) -> onnx.ModelProto:
-    module = _weights(TextKeyValues(model.transformer), dtype)
-    return to_onnx(module, [torch.zeros(1, TEXT, model.config.text.width, dtype=dtype)], [{1: AUTO}], spec, emit.opset)
-
-
-def _tokenizer_encoder(
-    spec: GraphSpec, model: VideoMAR, emit: Emitter, dtype: torch.dtype, prefix: int
-) -> onnx.ModelProto:
-    c = model.config.tokenizer
-    t, h, w = (torch.export.Dim(n, min=1, max=4096) for n in ("t", "h", "w"))
-    shape = (1, 3, 1 + 2 * c.temporal_stride, 4 * c.spatial_stride, 3 * c.spatial_stride)
-    axes = {2: c.temporal_stride * t + 1, 3: c.spatial_stride * h, 4: c.spatial_stride * w}
-    return to_onnx(_weights(Encode(model.video_tokenizer), dtype), [torch.zeros(shape)], [axes], spec, emit.opset)
-
-
-def _tokenizer_decoder(
-    spec: GraphSpec, model: VideoMAR, emit: Emitter, dtype: torch.dtype, prefix: int
-) -> onnx.ModelProto:
-    latents = torch.zeros(1, model.config.tokenizer.latent_channels, 3, 4, 5)
-    axes = {2: AUTO, 3: AUTO, 4: AUTO}
-    return to_onnx(_weights(Decode(model.video_tokenizer), dtype), [latents], [axes], spec, emit.opset)
-
-
-def _transformer_step(
-    spec: GraphSpec, model: VideoMAR, emit: Emitter, dtype: torch.dtype, prefix: int
-) -> onnx.ModelProto:
-    sizes = {"branches": BRANCHES, "tokens": TOKENS, "past": PAST, "total": PAST + TOKENS, "text": TEXT}
-    sizes["predicted"] = PREDICTED
-    example = {t.name: _zeros(t, sizes) for t in spec.inputs}
-    axes = {t.name: {i: AUTO for i, a in enumerate(t.axes) if isinstance(a, str)} for t in spec.inputs}
-
-    def arrange(values: dict[str, Any]) -> list[Any]:
-        lists = [[v for n, v in values.items() if n.startswith(p)] for p in ("text_", "past_")]
-        rest = [values[n] for n in ("tokens", "masked", "predict", "rope_cos", "rope_sin")]
-        return [*rest, *lists, *([values["start"]] if emit.in_place else [])]
-
-    module = _weights(TransformerStep(model.transformer, emit), dtype)
-    return to_onnx(module, arrange(example), arrange(axes), spec, emit.opset)
-
-
-def _diffusion_head(
-    spec: GraphSpec, model: VideoMAR, emit: Emitter, dtype: torch.dtype, prefix: int
-) -> onnx.ModelProto:
-    head = _weights(model.diffusion_head, dtype)
-    width, c = model.config.head.width, model.config.transformer.token_channels
-    f = {torch.float32: "float32", torch.float16: "float16"}[dtype]
-    z = spec.inputs[0]
-    time = TensorSpec("time", f, ("steps", width))
-    condition = TensorSpec("condition", f, ("branches", "predicted", width))
-    before = GraphSpec(spec.name, (spec.inputs[1], z), (time, condition))
-    sizes = {"branches": BRANCHES, "predicted": PREDICTED, "steps": STEPS}
-    prologue = to_onnx(
-        HeadCondition(head),
-        [_zeros(t, sizes) for t in before.inputs],
-        [{0: AUTO}, {0: AUTO, 1: AUTO}],
-        before,
-        emit.opset,
-    )
-    x = TensorSpec("x", "float32", ("predicted", c))
-    step = GraphSpec(
-        spec.name,
-        (
-            x,
-            TensorSpec("step_time", f, (width,)),
-            TensorSpec("step_coefficients", "float32", (6,)),
-            TensorSpec("draw", "float32", ("predicted", c)),
-            condition,
-            TensorSpec("guidance", "float32", (1,)),
-        ),
-        (TensorSpec("next", "float32", x.axes),),
-    )
-    body = to_onnx(
-        HeadStep(head),
-        [_zeros(t, sizes) for t in step.inputs],
-        [{0: AUTO}, {}, {}, {0: AUTO}, {0: AUTO, 1: AUTO}, {}],
-        step,
-        emit.opset,
-    )
-    scanned = {"step_time": "time", "step_coefficients": "coefficients", "draw": "draws"}
-    return loop_over_steps(prologue, body, spec, ("initial", "x"), scanned)
-
-
-def _zeros(tensor: TensorSpec, sizes: dict[str, int]) -> Tensor:
-    shape = [sizes[a] if isinstance(a, str) else a for a in tensor.axes]
+def _zeros(tensor: TensorSpec) -> Tensor:
+    shape = [SIZES[a] if isinstance(a, str) else a for a in tensor.axes]
     return torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
 
 
-_BUILDERS: dict[str, Callable[[GraphSpec, VideoMAR, Emitter, torch.dtype, int], onnx.ModelProto]] = {
-    TEXT_ENCODER: _text_encoder,
-    TEXT_KEY_VALUES: _text_key_values,
-    TOKENIZER_ENCODER: _tokenizer_encoder,
-    TOKENIZER_DECODER: _tokenizer_decoder,
-    TRANSFORMER_STEP: _transformer_step,
-    DIFFUSION_HEAD: _diffusion_head,
-}
+def _moving(tensor: TensorSpec) -> dict[int, Any]:
+    return {i: AUTO for i, a in enumerate(tensor.axes) if isinstance(a, str)}

@@ -18,6 +18,8 @@ from videomar.errors import ParityError
 from videomar.export.emitters import halves_first
 from videomar.graphs import (
     DIFFUSION_HEAD,
+    HEAD_CONDITION,
+    HEAD_STEP,
     TEXT_ENCODER,
     TEXT_KEY_VALUES,
     TOKENIZER_DECODER,
@@ -59,7 +61,13 @@ def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
 
 
 def check_graph(
-    file: Path, spec: GraphSpec, model: VideoMAR, prefix: int, tolerance: float, in_place: bool
+    file: Path,
+    spec: GraphSpec,
+    model: VideoMAR,
+    prefix: int,
+    tolerance: float,
+    in_place: bool,
+    cache_tokens: int | None = None,
 ) -> dict[str, float]:
     """Run a graph on the CPU and compare every output with the reference: output -> largest relative error.
 
@@ -81,10 +89,12 @@ def check_graph(
     for case in CASES:
         feeds, expected = _REFERENCES[spec.name](model, case, prefix)
         if spec.name == TRANSFORMER_STEP and in_place:
-            feeds = _as_cache(feeds, case)
+            feeds = _as_cache(feeds, case, cache_tokens)
         feeds = {name: value.astype(dtypes[name]) for name, value in feeds.items()}
         for tensor, got in zip(spec.outputs, session.run(None, feeds), strict=True):
             want = expected[tensor.name]
+            if cache_tokens and tensor.name.startswith("present_"):
+                got = got[:, :, : want.shape[2]]
             if got.shape != want.shape:
                 raise ParityError(
                     f"graph {spec.name}: {tensor.name!r} has shape {list(got.shape)}, PyTorch has {list(want.shape)}"
@@ -100,14 +110,17 @@ def check_graph(
     return errors
 
 
-def _as_cache(feeds: Feeds, case: Case) -> Feeds:
-    """Finished K/V in a cache with room for the new tokens, which holds rubbish there."""
+def _as_cache(feeds: Feeds, case: Case, fixed: int | None) -> Feeds:
+    """Finished K/V in a cache of `fixed` length, or with room for the new tokens alone; the room holds rubbish."""
     tokens = case.grid[0] * case.grid[1]
+    total = (case.past_frames + 1) * tokens
+    length = fixed or total
     for name in [n for n in feeds if n.startswith("past_")]:
         past = feeds[name]
-        room = np.full((*past.shape[:2], tokens, past.shape[3]), 7.0, past.dtype)
+        room = np.full((*past.shape[:2], length - past.shape[2], past.shape[3]), 7.0, past.dtype)
         feeds[name] = np.concatenate([past, room], axis=2)
-    return feeds | {"start": np.full(case.branches, case.past_frames * tokens, np.int64)}
+    feeds["start"] = np.full(case.branches, case.past_frames * tokens, np.int64)
+    return feeds | {"reach": np.zeros(total, np.float32)} if fixed else feeds
 
 
 def _generator(case: Case) -> torch.Generator:
@@ -225,6 +238,39 @@ def _diffusion_head(model: VideoMAR, case: Case, prefix: int) -> tuple[Feeds, Fe
     return feeds, {"sampled": sampled.numpy()}
 
 
+def _head_condition(model: VideoMAR, case: Case, prefix: int) -> tuple[Feeds, Feeds]:
+    feeds, _ = _diffusion_head(model, case, prefix)
+    head, z = model.diffusion_head, torch.from_numpy(feeds["z"])
+    time = head.time_embed(torch.from_numpy(feeds["timesteps"]))
+    expected = {"time": time.numpy(), "condition": head.cond_embed(z).numpy()}
+    return {"timesteps": feeds["timesteps"], "z": feeds["z"]}, expected
+
+
+def _head_step(model: VideoMAR, case: Case, prefix: int) -> tuple[Feeds, Feeds]:
+    """One step of the loop: what the whole loop makes of a schedule cut to its middle step."""
+    feeds, _ = _diffusion_head(model, case, prefix)
+    embedded = _head_condition(model, case, prefix)[1]
+    at = case.steps // 2
+    schedule = DiffusionSchedule(feeds["timesteps"][at : at + 1], feeds["coefficients"][at : at + 1])
+    z, draw = torch.from_numpy(feeds["z"]), feeds["draws"][at]
+    after = sample_tokens(model, z, float(feeds["guidance"][0]), 1.0, schedule, feeds["initial"], draw[None] * 0)
+    # The reference adds no noise at its last step; here it is added by hand, from the learned variance.
+    low, high = feeds["coefficients"][at, 4:]
+    _, variance = model.diffusion_head(
+        torch.from_numpy(feeds["initial"]), torch.full((len(draw),), float(feeds["timesteps"][at])), z[0]
+    )
+    share = (variance.numpy() + 1) / 2
+    expected = after.numpy() + np.exp(0.5 * (share * high + (1 - share) * low)) * draw
+    return {
+        "x": feeds["initial"],
+        "step_time": embedded["time"][at],
+        "step_coefficients": feeds["coefficients"][at],
+        "draw": draw,
+        "condition": embedded["condition"],
+        "guidance": feeds["guidance"],
+    }, {"next": expected.astype(np.float32)}
+
+
 _REFERENCES: dict[str, Callable[[VideoMAR, Case, int], tuple[Feeds, Feeds]]] = {
     TEXT_ENCODER: _text_encoder,
     TEXT_KEY_VALUES: _text_key_values,
@@ -232,4 +278,6 @@ _REFERENCES: dict[str, Callable[[VideoMAR, Case, int], tuple[Feeds, Feeds]]] = {
     TOKENIZER_DECODER: _tokenizer_decoder,
     TRANSFORMER_STEP: _transformer_step,
     DIFFUSION_HEAD: _diffusion_head,
+    HEAD_CONDITION: _head_condition,
+    HEAD_STEP: _head_step,
 }

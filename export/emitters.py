@@ -34,6 +34,9 @@ class Emitter(Protocol):
     def append(self, cache: Tensor, new: Tensor, start: Tensor | None) -> Tensor:
         """Finished K or V [B, H, P, D] (in place: a cache [B, H, P + S, D]) with the new [B, H, S, D] behind it."""
 
+    def valid(self, cache: Tensor, reach: Tensor | None) -> Tensor:
+        """The part of a cache that counts: as many tokens as `reach` is long, or all."""
+
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention with already scaled queries, all [B, H, length, D] -> [B, H, S, D]."""
 
@@ -51,6 +54,9 @@ class Portable:
 
     def append(self, cache: Tensor, new: Tensor, start: Tensor | None) -> Tensor:
         return torch.cat([cache, new], dim=2)
+
+    def valid(self, cache: Tensor, reach: Tensor | None) -> Tensor:
+        return cache
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.softmax(q @ k.transpose(-1, -2), dim=-1) @ v
@@ -73,6 +79,9 @@ class Native:
         return torch.onnx.ops.symbolic(
             "TensorScatter", [cache, new, start], {"axis": 2}, dtype=cache.dtype, shape=cache.shape, version=24
         )
+
+    def valid(self, cache: Tensor, reach: Tensor | None) -> Tensor:
+        return cache if reach is None else cache[:, :, : reach.shape[0]]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.onnx.ops.symbolic("Attention", [q, k, v], {"scale": 1.0}, dtype=q.dtype, shape=q.shape, version=24)

@@ -15,8 +15,8 @@ import onnxruntime
 import torch
 
 from videomar.artifacts import Manifest, hash_files, up_to_date, write_directory, write_manifest
-from videomar.errors import ArtifactError
-from videomar.export.build import build
+from videomar.errors import ArtifactError, InputError
+from videomar.export.build import GraphBuilder
 from videomar.export.checks import check_graph
 from videomar.export.emitters import emitter
 from videomar.export.onnx_files import save
@@ -24,6 +24,7 @@ from videomar.graphs import GRAPHS, TOLERANCE, contract
 from videomar.model.videomar import PARTS, load_checkpoint
 from videomar.runtime.prompt import PromptTokenizer
 
+LEAST_CACHE = 64  # the check's own clips have to fit
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -32,6 +33,7 @@ def export_checkpoint(
     out: Path,
     precision: str = "fp32",
     emitter_name: str = "portable",
+    cache_tokens: int | None = None,
     force: bool = False,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> bool:
@@ -41,6 +43,8 @@ def export_checkpoint(
     numbers miss the contract's tolerance; then `out` is left as it was.
     """
     emit = emitter(emitter_name)
+    if cache_tokens is not None and cache_tokens < LEAST_CACHE:
+        raise InputError(f"cache tokens is {cache_tokens}, expected at least {LEAST_CACHE}; change --cache-tokens")
     files = [checkpoint / n for n in ("config.json", "tokenizer.json", *(f"{part}.safetensors" for part in PARTS))]
     for file in files:
         if not file.is_file():
@@ -49,6 +53,7 @@ def export_checkpoint(
         **hash_files(files),
         "precision": precision,
         "emitter": emit.name,
+        "cache_tokens": str(cache_tokens),
         "videomar": version("videomar"),
         "torch": torch.__version__,
     }
@@ -56,19 +61,20 @@ def export_checkpoint(
         return False
     progress("loading the checkpoint", 0, 2 * len(GRAPHS) + 1)
     model = load_checkpoint(checkpoint)
-    specs = contract(model.config, precision, emit.in_place)
+    specs = contract(model.config, precision, emit.in_place, cache_tokens)
     prefix = PromptTokenizer(checkpoint / "tokenizer.json", model.config.text).prefix
+    builder = GraphBuilder(model, specs, emit, DTYPES[precision], prefix)
     with write_directory(out, force=force) as directory, torch.inference_mode():
         shutil.copy(checkpoint / "tokenizer.json", directory / "tokenizer.json")
         checks: dict[str, dict[str, float]] = {}
         for i, name in enumerate(GRAPHS):
             progress(f"exporting {name}", 2 * i + 1, 2 * len(GRAPHS) + 1)
             file = directory / f"{name}.onnx"
-            save(build(name, specs[name], model, emit, DTYPES[precision], prefix), file)
+            save(builder.build(name), file)
             gc.collect()
             progress(f"checking {name} against PyTorch", 2 * i + 2, 2 * len(GRAPHS) + 1)
             checks[name] = check_graph(
-                file, specs[name], model, prefix, TOLERANCE[precision][name], in_place=emit.in_place
+                file, specs[name], model, prefix, TOLERANCE[precision][name], emit.in_place, cache_tokens
             )
         write_manifest(
             directory,
@@ -88,6 +94,7 @@ def export_checkpoint(
                     "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
                 },
                 checks=checks,
+                extra={"cache_tokens": cache_tokens},
             ),
         )
     return True

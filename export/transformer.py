@@ -56,6 +56,7 @@ class SelfAttentionStep(nn.Module):
         past_key: Tensor,
         past_value: Tensor,
         start: Tensor | None,
+        reach: Tensor | None,
         rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         width = self.heads * self.dim
@@ -70,7 +71,7 @@ class SelfAttentionStep(nn.Module):
         k = self.emit.rotary(self.k_norm(k).transpose(1, 2), cos, sin)
         key = self.emit.append(past_key, k, start)
         value = self.emit.append(past_value, v.transpose(1, 2), start)
-        y = self.emit.attend(q, key, value)
+        y = self.emit.attend(q, self.emit.valid(key, reach), self.emit.valid(value, reach))
         return self.wo(y.transpose(1, 2).flatten(2)), key, value
 
     def _heads(self, parts: tuple[Tensor, ...]) -> list[Tensor]:
@@ -108,8 +109,9 @@ class BlockStep(nn.Module):
         past: tuple[Tensor, Tensor],
         text: tuple[Tensor, Tensor],
         start: Tensor | None,
+        reach: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        y, key, value = self.attn1(self.norm1(x), cos, sin, *past, start, rows if self.last else None)
+        y, key, value = self.attn1(self.norm1(x), cos, sin, *past, start, reach, rows if self.last else None)
         x = (x.index_select(1, rows) if self.last else x) + y
         x = x + self.attn2(x, *text)
         return x + self.ff(self.norm2(x)), key, value
@@ -135,6 +137,7 @@ class TransformerStep(nn.Module):
         text: list[Tensor],
         past: list[Tensor],
         start: Tensor | None = None,
+        reach: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         dtype = self.mask_token.dtype
         x = torch.where(masked[:, None], self.mask_token[0], self.z_proj(tokens.to(dtype)))
@@ -142,7 +145,7 @@ class TransformerStep(nn.Module):
         present = []
         for i, block in enumerate(self.blocks):
             pair = slice(2 * i, 2 * i + 2)
-            x, key, value = block(x, predict, rope_cos, rope_sin, past[pair], text[pair], start)
+            x, key, value = block(x, predict, rope_cos, rope_sin, past[pair], text[pair], start, reach)
             present += [key, value]
         return (self.decoder_norm(x), *present)
 

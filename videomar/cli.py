@@ -53,7 +53,13 @@ def export(args: argparse.Namespace) -> int:
             bar.set_description(stage)
 
         wrote = export_checkpoint(
-            args.checkpoint, args.output, args.precision, args.emitter, force=args.force, progress=progress
+            args.checkpoint,
+            args.output,
+            args.precision,
+            args.emitter,
+            args.cache_tokens,
+            force=args.force,
+            progress=progress,
         )
     if not wrote:
         print(f"{args.output} is up to date (the same checkpoint, options and versions)")
@@ -219,6 +225,11 @@ def _parser() -> argparse.ArgumentParser:
         choices=("portable", "native"),
         default="portable",
         help="portable: primitive operators, runs anywhere; native: opset 24, K/V written in place (ONNX Runtime 1.24)",
+    )
+    p.add_argument(
+        "--cache-tokens",
+        type=int,
+        help="native only: bake in a K/V cache of this many tokens (latent frames * h * w), as TensorRT wants it",
     )
     p.add_argument("--force", action="store_true", help="replace the directory even if it is up to date or not ours")
 

@@ -25,7 +25,18 @@ TOKENIZER_ENCODER = "tokenizer_encoder"
 TOKENIZER_DECODER = "tokenizer_decoder"
 TRANSFORMER_STEP = "transformer_step"
 DIFFUSION_HEAD = "diffusion_head"
-GRAPHS = (TEXT_ENCODER, TEXT_KEY_VALUES, TOKENIZER_ENCODER, TOKENIZER_DECODER, TRANSFORMER_STEP, DIFFUSION_HEAD)
+HEAD_CONDITION = "head_condition"
+HEAD_STEP = "head_step"
+GRAPHS = (
+    TEXT_ENCODER,
+    TEXT_KEY_VALUES,
+    TOKENIZER_ENCODER,
+    TOKENIZER_DECODER,
+    TRANSFORMER_STEP,
+    DIFFUSION_HEAD,  # the whole loop of a mask step in one call
+    HEAD_CONDITION,  # the same in two parts, for backends that capture the loop themselves: once before it
+    HEAD_STEP,  # and one diffusion step
+)
 
 # Largest relative L2 error of any output against the FP32 PyTorch model that export lets pass. FP16's are what the
 # arithmetic honestly reaches, with room of about two: the head's loop multiplies an error by its early, steep steps.
@@ -38,6 +49,8 @@ TOLERANCE: dict[str, dict[str, float]] = {
         TOKENIZER_DECODER: 5e-3,
         TRANSFORMER_STEP: 1e-2,
         DIFFUSION_HEAD: 2e-2,
+        HEAD_CONDITION: 5e-3,
+        HEAD_STEP: 1e-2,
     },
 }
 
@@ -65,26 +78,36 @@ def layer_names(prefix: str, depth: int) -> list[str]:
     return [f"{prefix}_{kind}_{layer}" for layer in range(depth) for kind in ("key", "value")]
 
 
-def contract(config: ModelConfig, precision: str, in_place: bool) -> dict[str, GraphSpec]:
+def contract(
+    config: ModelConfig, precision: str, in_place: bool, cache_tokens: int | None = None
+) -> dict[str, GraphSpec]:
     """Every graph's interface.
 
     precision: "fp32" or "fp16", the dtype between graphs; loop state, noise, schedule and pixels are always float32.
     in_place: finished K/V come as a cache of `total` tokens that the graph writes into from token `start` on (the
     output `present_*` is the same memory); otherwise as `past_*` of `past` tokens, and `present_*` is a new tensor.
+    cache_tokens: with in_place, a cache of this fixed length instead, of which the first `total` tokens count; the
+    length of the input `reach` says how many (its values are never read). TensorRT wants it so.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}; change --precision")
     t, f = config.transformer, "float16" if precision == "fp16" else "float32"
+    if cache_tokens is not None and not in_place:
+        raise InputError("a cache of fixed length needs K/V written in place; export with --emitter native")
     c, z = t.token_channels, config.tokenizer.latent_channels
     half = t.head_dim // 2
 
-    def per_layer(prefix: str, branches: int | str, length: str) -> list[TensorSpec]:
+    def per_layer(prefix: str, branches: int | str, length: int | str) -> list[TensorSpec]:
         return [TensorSpec(n, f, (branches, t.heads, length, t.head_dim)) for n in layer_names(prefix, t.depth)]
 
     pixels = TensorSpec("pixels", "float32", (1, 3, "frames", "height", "width"))
     latents = TensorSpec("latents", "float32", (1, z, "t", "h", "w"))
     states = TensorSpec("states", f, (1, "text", config.text.width))
     condition = TensorSpec("z", f, ("branches", "predicted", t.width))
+    cache = cache_tokens or "total"
+    timesteps = TensorSpec("timesteps", "float32", ("steps",))
+    guidance = TensorSpec("guidance", "float32", (1,))
+    embedded = TensorSpec("condition", f, ("branches", "predicted", config.head.width))
     specs = [
         GraphSpec(TEXT_ENCODER, (TensorSpec("ids", "int64", (1, "prompt")),), (states,)),
         GraphSpec(TEXT_KEY_VALUES, (states,), tuple(per_layer("text", 2, "text"))),
@@ -99,22 +122,40 @@ def contract(config: ModelConfig, precision: str, in_place: bool) -> dict[str, G
                 TensorSpec("rope_cos", f, ("tokens", half)),
                 TensorSpec("rope_sin", f, ("tokens", half)),
                 *per_layer("text", "branches", "text"),
-                *per_layer("past", "branches", "total" if in_place else "past"),
+                *per_layer("past", "branches", cache if in_place else "past"),
                 *([TensorSpec("start", "int64", ("branches",))] if in_place else []),
+                *([TensorSpec("reach", "float32", ("total",))] if cache_tokens else []),
             ),
-            (condition, *per_layer("present", "branches", "total")),
+            (condition, *per_layer("present", "branches", cache)),
         ),
         GraphSpec(
             DIFFUSION_HEAD,
             (
                 condition,
-                TensorSpec("timesteps", "float32", ("steps",)),
+                timesteps,
                 TensorSpec("coefficients", "float32", ("steps", 6)),
-                TensorSpec("guidance", "float32", (1,)),
+                guidance,
                 TensorSpec("initial", "float32", ("predicted", c)),
                 TensorSpec("draws", "float32", ("steps", "predicted", c)),
             ),
             (TensorSpec("sampled", "float32", ("predicted", c)),),
+        ),
+        GraphSpec(
+            HEAD_CONDITION,
+            (timesteps, condition),
+            (TensorSpec("time", f, ("steps", config.head.width)), embedded),
+        ),
+        GraphSpec(
+            HEAD_STEP,
+            (
+                TensorSpec("x", "float32", ("predicted", c)),
+                TensorSpec("step_time", f, (config.head.width,)),
+                TensorSpec("step_coefficients", "float32", (6,)),
+                TensorSpec("draw", "float32", ("predicted", c)),
+                embedded,
+                guidance,
+            ),
+            (TensorSpec("next", "float32", ("predicted", c)),),
         ),
     ]
     return {spec.name: spec for spec in specs}

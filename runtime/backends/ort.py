@@ -1,7 +1,6 @@
 """ONNX Runtime on the CPU: the reference backend and the one that works anywhere.
 
-Every buffer is allocated when a clip begins and bound; finished K/V are handed over by swapping two buffers. Knows
-nothing of masks, orders or schedules.
+Every buffer is allocated when a clip begins and bound. Knows nothing of masks, orders or schedules.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ from videomar.artifacts import Manifest
 from videomar.errors import ArtifactError, InputError
 from videomar.graphs import (
     DIFFUSION_HEAD,
-    GRAPHS,
     TEXT_ENCODER,
     TEXT_KEY_VALUES,
     TOKENIZER_DECODER,
@@ -25,8 +23,10 @@ from videomar.graphs import (
     layer_names,
 )
 from videomar.runtime.backends.base import ClipPlan, predicted_sizes
+from videomar.runtime.backends.ort_cache import FixedCache, GrowingCache, wrap
 
 PROVIDERS = ["CPUExecutionProvider"]
+NEEDED = (TEXT_ENCODER, TEXT_KEY_VALUES, TOKENIZER_ENCODER, TOKENIZER_DECODER, TRANSFORMER_STEP, DIFFUSION_HEAD)
 
 
 class OrtBackend:
@@ -40,12 +40,13 @@ class OrtBackend:
             raise InputError(f"threads is {threads}, expected at least 1")
         self.config = manifest.config
         self.in_place = manifest.emitter == "native"
-        self.specs = contract(manifest.config, manifest.precision, self.in_place)
+        self.cache_tokens: int | None = manifest.extra.get("cache_tokens")
+        self.specs = contract(manifest.config, manifest.precision, self.in_place, self.cache_tokens)
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
         self.sessions: dict[str, ort.InferenceSession] = {}
-        for name in GRAPHS:
+        for name in NEEDED:
             file = directory / f"{name}.onnx"
             try:
                 self.sessions[name] = ort.InferenceSession(str(file), options, providers=PROVIDERS)
@@ -76,11 +77,8 @@ class OrtClip:
 
     def __init__(self, backend: OrtBackend, states: np.ndarray, plan: ClipPlan) -> None:
         t = backend.config.transformer
-        self._plan, self._in_place, self._finished = plan, backend.in_place, 0
         spec = backend.specs[TRANSFORMER_STEP]
         dtype = np.dtype(next(tensor.dtype for tensor in spec.outputs))
-        self._key_value_shape = (plan.branches, t.heads, t.head_dim)
-
         self._step = backend.sessions[TRANSFORMER_STEP].io_binding()
         self._head = backend.sessions[DIFFUSION_HEAD].io_binding()
         self._run_step = backend.sessions[TRANSFORMER_STEP].run_with_iobinding
@@ -91,55 +89,29 @@ class OrtClip:
         self._masked = np.zeros(plan.tokens, bool)
         self._cos = np.zeros((plan.tokens, t.head_dim // 2), dtype)
         self._sin = np.zeros_like(self._cos)
-        self._start = np.zeros(plan.branches, np.int64)
         for name, array in (
             ("tokens", self._tokens),
             ("masked", self._masked),
             ("rope_cos", self._cos),
             ("rope_sin", self._sin),
-            *([("start", self._start)] if self._in_place else []),
         ):
-            self._step.bind_ortvalue_input(name, _wrap(array))
+            self._step.bind_ortvalue_input(name, wrap(array))
 
         text = backend.sessions[TEXT_KEY_VALUES].run(None, {"states": states})
         self._text = [array[: plan.branches] for array in text]
         for name, array in zip(layer_names("text", t.depth), self._text, strict=True):
-            self._step.bind_ortvalue_input(name, _wrap(array))
+            self._step.bind_ortvalue_input(name, wrap(array))
 
-        # Two flat buffers a tensor, each for the longest clip: finished K/V are read from one, finished and new ones
-        # written to the other.
-        size = plan.branches * t.heads * plan.frames * plan.tokens * t.head_dim
-        self._past, self._present = layer_names("past", t.depth), layer_names("present", t.depth)
-        self._old = [np.zeros(size, dtype) for _ in self._past]
-        self._new = [np.zeros(size, dtype) for _ in self._past]
-        self._bind_key_values()
+        cache = GrowingCache if backend.cache_tokens is None else FixedCache
+        self._cache = cache(backend, self._step, plan, dtype)
 
         self._sizes = {n: _Buffers(n, plan, t.width, t.token_channels, dtype) for n in predicted_sizes(plan.counts)}
         self._now = self._sizes[1]
         self._guidance = np.ones(1, np.float32)
         self._constant = [plan.timesteps.copy(), plan.coefficients.copy()]  # the bindings do not keep arrays alive
         for name, array in zip(("timesteps", "coefficients"), self._constant, strict=True):
-            self._head.bind_ortvalue_input(name, _wrap(array))
-        self._head.bind_ortvalue_input("guidance", _wrap(self._guidance))
-
-    def _view(self, flat: np.ndarray, length: int) -> np.ndarray:
-        branches, heads, dim = self._key_value_shape
-        return flat[: branches * heads * length * dim].reshape(branches, heads, length, dim)
-
-    def _bind_key_values(self) -> None:
-        """Bind K/V for the frame that follows the finished ones."""
-        past, total = self._finished * self._plan.tokens, (self._finished + 1) * self._plan.tokens
-        self._start[:] = past
-        for i, (name, result) in enumerate(zip(self._past, self._present, strict=True)):
-            new = self._view(self._new[i], total)
-            value = _wrap(new)
-            if self._in_place:
-                # Once a frame, never in a step: the longer cache has another stride.
-                new[:, :, :past] = self._view(self._old[i], past)
-                self._step.bind_ortvalue_input(name, value)
-            else:
-                self._step.bind_ortvalue_input(name, _wrap(self._view(self._old[i], past)))
-            self._step.bind_ortvalue_output(result, value)
+            self._head.bind_ortvalue_input(name, wrap(array))
+        self._head.bind_ortvalue_input("guidance", wrap(self._guidance))
 
     def step(
         self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
@@ -164,17 +136,14 @@ class OrtClip:
         return now.sampled
 
     def keep(self) -> None:
-        self._finished += 1
-        self._old, self._new = self._new, self._old
-        if self._finished < self._plan.frames:
-            self._bind_key_values()
+        self._cache.keep()
 
     def close(self) -> None:
-        self._step.clear_binding_inputs()
-        self._step.clear_binding_outputs()
-        self._head.clear_binding_inputs()
-        self._head.clear_binding_outputs()
-        self._old, self._new, self._text = [], [], []
+        for binding in (self._step, self._head):
+            binding.clear_binding_inputs()
+            binding.clear_binding_outputs()
+        self._cache.close()
+        self._text.clear()
         self._sizes.clear()
 
 
@@ -187,14 +156,9 @@ class _Buffers:
         self.initial = np.zeros((count, channels), np.float32)
         self.draws = np.zeros((len(plan.timesteps), count, channels), np.float32)
         self.sampled = np.zeros((count, channels), np.float32)
-        self.predict_value, self.z_value = _wrap(self.predict), _wrap(self.z)
-        self.initial_value, self.draws_value = _wrap(self.initial), _wrap(self.draws)
-        self.sampled_value = _wrap(self.sampled)
-
-
-def _wrap(array: np.ndarray) -> ort.OrtValue:
-    """An OrtValue over the array's own memory; the caller keeps the array alive."""
-    return ort.OrtValue.ortvalue_from_numpy(array)
+        self.predict_value, self.z_value = wrap(self.predict), wrap(self.z)
+        self.initial_value, self.draws_value = wrap(self.initial), wrap(self.draws)
+        self.sampled_value = wrap(self.sampled)
 
 
 def _why(file: Path, manifest: Manifest, error: Exception) -> str:

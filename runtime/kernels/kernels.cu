@@ -6,7 +6,7 @@
 namespace vm {
 
 constexpr int64_t THREADS = 128;  // a mask step has about 500 elements: small blocks reach more processors
-constexpr int64_t BLOCKS = 1 << 16;  // more elements than threads are taken in turns
+constexpr int64_t BLOCKS = 65536;  // more elements than threads are taken in turns
 
 template <class Element>
 __global__ void __launch_bounds__(THREADS) visit(int64_t rows, int64_t columns, Element element) {

@@ -1,0 +1,110 @@
+"""NVIDIA's Cosmos video tokenizer -> our config and weights: a diffusers directory, or the archives NVIDIA publishes.
+
+Knows nothing of the other parts, and leaves the archives to cosmos_archives.py.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLCosmos
+from torch import Tensor
+
+from videomar.config import TokenizerConfig
+from videomar.errors import ArtifactError, InputError
+from videomar.export.importing.cosmos_archives import Strides, find_archives, read_archives
+from videomar.export.importing.reading import Tensors, read_json, read_shards
+from videomar.model.tokenizer import VideoTokenizer
+
+CLASS = "AutoencoderKLCosmos"
+
+
+def read_cosmos(directory: Path, strides: Strides | None = None) -> tuple[TokenizerConfig, Tensors, str]:
+    """Config, weights under diffusers' names, and a note on where they are from; raises ArtifactError or InputError.
+
+    strides: of space and time, for archives that do not say them (traced ones do not); the released ones by default.
+    """
+    if not directory.is_dir():
+        raise ArtifactError(f"{directory} is no directory, expected the Cosmos tokenizer's; check the path")
+    config_file = directory / "config.json"
+    if config_file.is_file() and "_class_name" in (data := read_json(config_file)):
+        config, tensors, note = _read_diffusers(directory, data, strides)
+    elif archives := find_archives(directory):
+        config, tensors, note = read_archives(archives, strides)
+    else:
+        mend = "give its vae/ directory" if (directory / "vae" / "config.json").is_file() else "check the path"
+        raise ArtifactError(
+            f"{directory} is no Cosmos tokenizer, expected a diffusers directory (config.json of {CLASS}, safetensors) "
+            f"or encoder.jit and decoder.jit; {mend}"
+        )
+    _check_strides(config, directory)
+    return config, tensors, note
+
+
+def _read_diffusers(
+    directory: Path, data: dict[str, Any], strides: Strides | None
+) -> tuple[TokenizerConfig, Tensors, str]:
+    source = directory / "config.json"
+    if data["_class_name"] != CLASS:
+        raise ArtifactError(f"{source} is of {data['_class_name']!r:.60}, expected {CLASS}; give such a directory")
+    defaults = {name: p.default for name, p in inspect.signature(AutoencoderKLCosmos.__init__).parameters.items()}
+
+    def bad(name: str, expected: str) -> ArtifactError:
+        return ArtifactError(f"{source}: {name} is {data.get(name)!r:.60}, expected {expected}; get it again")
+
+    def number(name: str) -> int:
+        value = data.get(name, defaults[name])
+        if type(value) is not int or value < 1:
+            raise bad(name, "a positive whole number")
+        return value
+
+    def numbers(name: str) -> tuple[int, ...]:
+        value = data.get(name, defaults[name])
+        if not isinstance(value, (list, tuple)) or not all(type(v) is int and v > 0 for v in value):
+            raise bad(name, "positive whole numbers")
+        return tuple(value)
+
+    for name in ("in_channels", "out_channels"):
+        if number(name) != 3:
+            raise bad(name, "3 (colour)")
+    patch_type = data.get("patch_type", defaults["patch_type"])
+    if patch_type not in ("haar", "rearrange"):
+        raise bad("patch_type", "haar or rearrange")
+    config = TokenizerConfig(
+        encoder_channels=numbers("encoder_block_out_channels"),
+        decoder_channels=numbers("decode_block_out_channels"),
+        layers_per_block=number("num_layers"),
+        attention_resolutions=numbers("attention_resolutions"),
+        resolution=number("resolution"),
+        patch_size=number("patch_size"),
+        patch_type=patch_type,
+        latent_channels=number("latent_channels"),
+        spatial_stride=number("spatial_compression_ratio"),
+        temporal_stride=number("temporal_compression_ratio"),
+    )
+    told = (config.spatial_stride, config.temporal_stride)
+    if strides not in (None, told):
+        raise InputError(f"{source} says strides {told}, got {strides}; leave out --tokenizer-strides")
+    tensors = read_shards(directory, "diffusion_pytorch_model")
+    return config, tensors, f"tokenizer {directory}: diffusers; VideoMAR does not use its latents_mean and latents_std"
+
+
+def _check_strides(config: TokenizerConfig, source: Path) -> None:
+    """What the strides really are depends on the number of levels too: send shapes through, without numbers."""
+    space, time = config.spatial_stride, config.temporal_stride
+    try:
+        with torch.device("meta"):
+            tokenizer = VideoTokenizer(config).to("meta")  # its constants are copied from real ones
+            latents: Tensor = tokenizer.encode(torch.empty(1, 3, 1 + time, 2 * space, space))
+            pixels: Tensor = tokenizer.decode(latents)
+        right = latents.shape[2:] == (2, 2, 1) and pixels.shape[2:] == (1 + time, 2 * space, space)
+    except Exception:  # whatever layers that do not fit each other come to
+        right = False
+    if not right:
+        raise ArtifactError(
+            f"{source}: {len(config.encoder_channels) - 1} levels behind patches of {config.patch_size} do not make "
+            f"strides {space} in space and {time} in time; give --tokenizer-strides, or another tokenizer"
+        )
