@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from videomar.artifacts import read_manifest, verify
+from videomar.artifacts import MANIFEST, read_manifest, verify
 from videomar.config import ModelConfig, SamplingConfig
-from videomar.errors import InputError
+from videomar.errors import ArtifactError, InputError
 from videomar.runtime.backends.base import Backend
 from videomar.runtime.media import fit, load_picture, to_frames, to_pixels, write_video
 from videomar.runtime.prompt import PromptTokenizer
@@ -71,6 +72,11 @@ class Pipeline:
         from videomar.runtime.backends.ort import OrtBackend
 
         directory = Path(directory)
+        if (directory / "config.json").is_file() and not (directory / MANIFEST).exists():
+            raise ArtifactError(
+                f"{directory} is a checkpoint, expected the artifacts made of one; run `videomar export "
+                f"{shlex.quote(str(directory))} -o ARTIFACTS` and give those"
+            )
         manifest = read_manifest(directory)
         verify(directory, manifest, hashes=check_hashes)
         tokenizer = PromptTokenizer(directory / "tokenizer.json", manifest.config.text)
@@ -81,7 +87,7 @@ class Pipeline:
         timing = knobs.setdefault("timing", Timing())
         latents = np.stack([frame.values for frame in self.latent_frames(image, prompt, **knobs)], axis=1)
         with timing.stage("decoder"):
-            pixels = self.backend.decode(latents[None])
+            pixels = _finite(self.backend.decode(latents[None]))
         frames = to_frames(pixels)
         timing.finish()
         return Video(frames, latents, timing)
@@ -101,7 +107,7 @@ class Pipeline:
             if self._pixel_frames(len(done)) < len(given):
                 continue
             with timing.stage("decoder"):
-                pixels = self.backend.decode(np.stack(done, axis=1)[None])
+                pixels = _finite(self.backend.decode(np.stack(done, axis=1)[None]))
             if pixels.shape[2] > len(given):
                 timing.mark_first_frame()
             yield from to_frames(pixels)[shown:]
@@ -153,7 +159,7 @@ class Pipeline:
         total = self._latent_frames(sampling.frames)
         generated = sample_frames(self.backend, self.config, states, latents, total, sampling, noise, timing, progress)
         for i, values in enumerate(generated, start=latents.shape[1]):
-            yield LatentFrame(i, values)
+            yield LatentFrame(i, _finite(values))
 
     def plan(
         self, image: str | Path | np.ndarray, prompt: str, size: tuple[int, int] | None = None, **knobs: Any
@@ -223,3 +229,12 @@ class Pipeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise InputError(
+            "the generated numbers overflowed, expected finite ones; lower --guidance-scale or --temperature, or "
+            "export with --precision fp32"
+        )
+    return values

@@ -34,6 +34,8 @@ class PromptTokenizer:
         """
         if not prompt.strip():
             raise InputError("the prompt is empty, expected a sentence that says what happens; give --prompt")
+        if any("\ud800" <= c <= "\udfff" for c in prompt):  # how Python keeps what the shell gave and is no UTF-8
+            raise InputError("the prompt is not UTF-8 text, expected a sentence; give --prompt in UTF-8")
         encoding = self._tokenizer.encode(self._config.system_prompt + prompt, add_special_tokens=False)
         unknown = self._tokenizer.token_to_id("[UNK]")
         if unknown is not None and unknown in encoding.ids:

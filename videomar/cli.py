@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from videomar.errors import InputError, UserError
 
@@ -15,38 +17,60 @@ Run = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command; 0 when it did what was asked, 2 for an error the user can mend."""
+    """Run one sub-command; 0 when it did what was asked, 2 for an error the user can mend, 130 for Ctrl-C."""
     args = _parser().parse_args(argv)
     run: Run = args.run
     try:
-        return run(args)
+        code = run(args)
+        sys.stdout.flush()  # at exit it would be too late for one clear line
+        return code
     except UserError as error:
-        print(f"videomar {args.command}: {error}", file=sys.stderr)
-        return 2
+        return _refuse(args, str(error))
     except ModuleNotFoundError as error:
         # The commands that need PyTorch are an extra; anything else missing is a broken installation of ours.
-        if (error.name or "").split(".")[0] not in ("torch", "diffusers", "transformers", "safetensors", "onnx"):
+        if (error.name or "").split(".")[0] not in _EXTRA:
             raise
-        print(
-            f"videomar {args.command}: needs {error.name}, which is not installed; pip install 'videomar[export]'",
-            file=sys.stderr,
-        )
-        return 2
+        return _refuse(args, f"needs {error.name}, which is not installed; pip install 'videomar[export]'")
     except BrokenPipeError:  # the reader of our output (`| head`) has seen enough
-        sys.stderr.close()
+        _drop_output()
         return 0
+    except OSError as error:  # what no layer foresaw and the system refuses, such as too long a name
+        _drop_output()
+        return _refuse(args, f"{error.filename or 'output'}: {error.strerror or error}; give another path or make room")
     except KeyboardInterrupt:
         print(f"videomar {args.command}: stopped; nothing half-written is left", file=sys.stderr)
         return 130
+    except Exception as error:
+        # OpenCV and ONNX Runtime say it in words only.
+        if not isinstance(error, MemoryError) and "Failed to allocate" not in str(error):
+            raise
+        return _refuse(args, "the memory does not suffice; ask for fewer --frames or a smaller --height and --width")
+
+
+_EXTRA = ("torch", "diffusers", "transformers", "safetensors", "onnx", "onnxscript")
+
+
+def _refuse(args: argparse.Namespace, why: str) -> int:
+    print(f"videomar {args.command}: {why}", file=sys.stderr)
+    return 2
+
+
+def _drop_output() -> None:
+    """Send what cannot be printed nowhere: Python would try once more at exit, and show a traceback."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def export(args: argparse.Namespace) -> int:
     """Write and check every graph of a checkpoint."""
     from tqdm import tqdm
 
+    _check_checkpoint(args.checkpoint, args.output)
     from videomar.export.export import export_checkpoint
 
-    with tqdm(total=1, unit="stage", leave=False, bar_format=_BAR) as bar:
+    with tqdm(total=1, unit="stage", leave=False, disable=None, bar_format=_BAR) as bar:
 
         def progress(stage: str, done: int, total: int) -> None:
             bar.total, bar.n = total, done
@@ -84,13 +108,13 @@ def generate(args: argparse.Namespace) -> int:
     with Pipeline.open(args.directory, threads=args.threads) as pipe:
         given = load_clip(args.video, args.given) if args.video else args.image
         size = None
-        if args.height or args.width:
+        if args.height is not None or args.width is not None:
             defaults = pipe.config.sampling
             size = (args.height or defaults.height, args.width or defaults.width)
         knobs = {k: getattr(args, k) for k in ("frames", "mask_steps", "head_steps", "guidance_scale", "temperature")}
         plan = pipe.plan(given, args.prompt, size=size, **knobs)
         timing = Timing()
-        with tqdm(total=plan.steps, unit="step", leave=False, delay=2, bar_format=_BAR) as bar:
+        with tqdm(total=plan.steps, unit="step", leave=False, delay=2, disable=None, bar_format=_BAR) as bar:
 
             def progress(frame: int, step: int) -> None:
                 bar.set_description(f"latent frame {frame + 1} of {plan.latent_frames}", refresh=False)
@@ -137,7 +161,7 @@ def evaluate(args: argparse.Namespace) -> int:
                 f"{args.directory} holds {pipe.config.name}, expected a model of the demo world: only there is the "
                 "true future known"
             )
-        with tqdm(total=args.cases, unit="clip", leave=False, delay=2) as bar:
+        with tqdm(total=args.cases, unit="clip", leave=False, delay=2, disable=None) as bar:
             figures = measure(
                 pipe,
                 progress=lambda done: bar.update(),
@@ -147,9 +171,6 @@ def evaluate(args: argparse.Namespace) -> int:
                 size=args.size,
                 given=args.given,
             )
-    text = json.dumps(figures, indent=2)
-    if args.json:
-        atomic_write(args.json, text + "\n")
     print(f"tokenizer reconstruction        {figures['tokenizer_psnr_db']:.2f} dB PSNR")
     print(f"motion of the prompt followed   {figures['followed']:.1%} of {figures['cases']} clips")
     print(f"centroid error, mean            {figures['centroid_error_mean']:.2%} of the width")
@@ -159,6 +180,8 @@ def evaluate(args: argparse.Namespace) -> int:
     print(f"PSNR against the true future    {figures['psnr_mean']:.2f} dB")
     for motion, row in figures["motions"].items():
         print(f"  {motion:22} {row['followed']:6.1%} followed, centroid error {row['centroid_error']:.2%}")
+    if args.json:  # last, so that a disk that refuses does not take the figures with it
+        atomic_write(args.json, json.dumps(figures, indent=2) + "\n")
     return 0
 
 
@@ -180,6 +203,19 @@ def train(args: argparse.Namespace) -> int:
 
 
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed} passed, {remaining} left]"
+
+
+def _check_checkpoint(checkpoint: Path, output: Path) -> None:
+    """Tell a mistaken directory from a damaged checkpoint, before PyTorch is loaded and before anything is replaced."""
+    from videomar.artifacts import MANIFEST
+
+    expected = "expected a checkpoint directory (config.json, tokenizer.json and weights), such as models/demo"
+    if not checkpoint.is_dir():
+        raise InputError(f"{checkpoint} {'is a file' if checkpoint.exists() else 'does not exist'}, {expected}")
+    if (checkpoint / MANIFEST).is_file():
+        raise InputError(f"{checkpoint} is an artifact directory, {expected}; give the one it was made from")
+    if checkpoint.resolve().is_relative_to(output.resolve()):
+        raise InputError(f"{output} holds the checkpoint itself, which is never replaced; give another place with -o")
 
 
 def _print_checks(directory: Path) -> None:
@@ -207,8 +243,45 @@ def _as_text(description: dict[str, Any], tensors: bool) -> str:
     return "\n".join(lines)
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors in one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see `{self.prog} -h`\n")
+
+
+def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A whole number of an option, in its range."""
+
+    def convert(text: str) -> int:
+        expected = f"{least} to {most}" if most is not None else f"at least {least}"
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"is {text!r}, expected a whole number, {expected}") from None
+        if value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"is {value}, expected {expected}")
+        return value
+
+    return convert
+
+
+def _number(text: str) -> float:
+    """A finite number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"is {text!r}, expected a number") from None
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"is {text}, expected a finite number of at least 0")
+    return value
+
+
+_COUNT, _PIXELS, _THREADS, _SEED = _whole(1), _whole(1, 16384), _whole(1, 1024), _whole(0, 2**63 - 1)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="videomar", description="Run VideoMAR outside PyTorch.")
+    parser = _Parser(prog="videomar", description="Run VideoMAR outside PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, run: Run, text: str) -> argparse.ArgumentParser:
@@ -237,19 +310,21 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("directory", type=Path, help="artifact directory of `videomar export`")
     p.add_argument("--image", type=Path, help="the first frame")
     p.add_argument("--video", type=Path, help="a video file or a directory of pictures to continue instead")
-    p.add_argument("--given", type=int, default=9, help="frames taken from --video, 1 + 8k (default 9)")
+    p.add_argument("--given", type=_COUNT, default=9, help="frames taken from --video, 1 + 8k (default 9)")
     p.add_argument("--prompt", required=True, help="a sentence that says what happens")
     p.add_argument("-o", "--output", type=Path, required=True, help="an .mp4, or a directory for PNG frames")
-    p.add_argument("--frames", type=int, help="pixel frames in all, 1 + 8k")
-    p.add_argument("--height", type=int, help="of the video, pixels")
-    p.add_argument("--width", type=int, help="of the video, pixels")
-    p.add_argument("--mask-steps", type=int, help="transformer passes a latent frame")
-    p.add_argument("--head-steps", type=int, help="diffusion steps a token")
-    p.add_argument("--guidance-scale", type=float, help="1 turns guidance off and halves the work")
-    p.add_argument("--temperature", type=float, help="factor on the diffusion noise (default: the paper's progressive)")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--fps", type=float, default=24)
-    p.add_argument("--threads", type=int, help="CPU threads (default: one a core)")
+    p.add_argument("--frames", type=_COUNT, help="pixel frames in all, 1 + 8k")
+    p.add_argument("--height", type=_PIXELS, help="of the video, pixels")
+    p.add_argument("--width", type=_PIXELS, help="of the video, pixels")
+    p.add_argument("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
+    p.add_argument("--head-steps", type=_COUNT, help="diffusion steps a token")
+    p.add_argument("--guidance-scale", type=_number, help="1 turns guidance off and halves the work")
+    p.add_argument(
+        "--temperature", type=_number, help="factor on the diffusion noise (default: the paper's progressive)"
+    )
+    p.add_argument("--seed", type=_SEED, default=0)
+    p.add_argument("--fps", type=_number, default=24)
+    p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
 
     p = command("inspect", inspect, "Show what a checkpoint or artifact directory holds.")
     p.add_argument("directory", type=Path)
@@ -258,21 +333,21 @@ def _parser() -> argparse.ArgumentParser:
 
     p = command("evaluate", evaluate, "Measure an artifact directory on the demo world.")
     p.add_argument("directory", type=Path)
-    p.add_argument("--cases", type=int, default=200)
-    p.add_argument("--seed", type=int, default=10**9)
-    p.add_argument("--frames", type=int, default=17)
-    p.add_argument("--size", type=int, default=64, help="pixels, both ways")
-    p.add_argument("--given", type=int, default=1, help="conditioning frames, 1 + 8k")
+    p.add_argument("--cases", type=_COUNT, default=200)
+    p.add_argument("--seed", type=_SEED, default=10**9)
+    p.add_argument("--frames", type=_COUNT, default=17)
+    p.add_argument("--size", type=_PIXELS, default=64, help="pixels, both ways")
+    p.add_argument("--given", type=_COUNT, default=1, help="conditioning frames, 1 + 8k")
     p.add_argument("--json", type=Path, help="write the figures there too")
-    p.add_argument("--threads", type=int)
+    p.add_argument("--threads", type=_THREADS)
 
     p = command("train", train, "Train the demo model: the tokenizer first, then the transformer.")
     p.add_argument("part", choices=("tokenizer", "transformer"))
     p.add_argument("-o", "--output", type=Path, required=True, help="checkpoint directory")
-    p.add_argument("--minutes", type=float, default=60, help="the learning rate reaches zero then, or at --steps")
-    p.add_argument("--steps", type=int, default=1_000_000)
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--threads", type=int)
+    p.add_argument("--minutes", type=_number, default=60, help="the learning rate reaches zero then, or at --steps")
+    p.add_argument("--steps", type=_COUNT, default=1_000_000)
+    p.add_argument("--seed", type=_SEED, default=0)
+    p.add_argument("--threads", type=_THREADS)
     return parser
 
 

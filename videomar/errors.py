@@ -24,3 +24,7 @@ class InputError(UserError):
 
 class ParityError(UserError):
     """A graph's numbers differ from the reference by more than the contract allows."""
+
+
+class DeviceError(UserError):
+    """A GPU, its driver or its libraries are missing, too small, of another version, or failed."""

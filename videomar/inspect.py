@@ -9,7 +9,7 @@ from typing import Any
 
 from videomar.artifacts import MANIFEST, read_manifest, verify
 from videomar.config import ModelConfig
-from videomar.errors import ArtifactError
+from videomar.errors import ArtifactError, ConfigError
 from videomar.graphs import contract
 
 
@@ -57,7 +57,7 @@ def _artifacts(directory: Path) -> dict[str, Any]:
 
 
 def _checkpoint(directory: Path) -> dict[str, Any]:
-    config = ModelConfig.from_json((directory / "config.json").read_text())
+    config = _config(directory / "config.json")
     files = sorted(f for f in directory.iterdir() if f.is_file())
     headers = {f.name: _safetensors_header(f) for f in files if f.suffix == ".safetensors"}
     count = sum(_size(t["shape"]) for header in headers.values() for t in header.values())
@@ -73,6 +73,13 @@ def _checkpoint(directory: Path) -> dict[str, Any]:
         },
         "config": json.loads(config.to_json()),
     }
+
+
+def _config(file: Path) -> ModelConfig:
+    try:
+        return ModelConfig.from_json(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ConfigError) as error:
+        raise ArtifactError(f"{file}: {error}; copy it again") from None
 
 
 def _model(config: ModelConfig) -> dict[str, str]:
@@ -105,7 +112,11 @@ def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
             if length > 100 << 20:
                 raise ValueError("header too long")
             header = json.loads(f.read(length))
-    except (OSError, ValueError, struct.error) as error:
+        header.pop("__metadata__", None)
+        end = max((int(t["data_offsets"][1]) for t in header.values()), default=0)
+        tensors = {n: {"dtype": str(t["dtype"]), "shape": [int(s) for s in t["shape"]]} for n, t in header.items()}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
         raise ArtifactError(f"{file} is not a safetensors file ({error}); copy it again") from None
-    header.pop("__metadata__", None)
-    return dict(header)
+    if (size := file.stat().st_size) != 8 + length + end:
+        raise ArtifactError(f"{file} has {size} bytes, expected {8 + length + end}; copy it again")
+    return tensors

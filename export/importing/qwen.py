@@ -13,7 +13,7 @@ from transformers import Qwen2Config
 
 from videomar.config import TextConfig
 from videomar.errors import ArtifactError
-from videomar.export.importing.reading import Tensors, check_file, first_line, read_json, read_shards
+from videomar.export.importing.reading import Tensors, check_file, one_line, read_json, read_shards
 
 MODEL_TYPE = "qwen2"
 DROPPED = ("lm_head.weight",)  # predicts words; the encoder stops before it
@@ -67,7 +67,7 @@ def _config(source: Path, max_tokens: int, system_prompt: str) -> TextConfig:
             "heads left over by the key heads": (text.heads % text.kv_heads, 0),
         }
     except Exception as error:  # each version of transformers has its own
-        raise ArtifactError(f"{source} is no whole {MODEL_TYPE} config ({first_line(error)}); get it again") from None
+        raise ArtifactError(f"{source} is no whole {MODEL_TYPE} config ({one_line(error)}); get it again") from None
     for name, (got, expected) in only.items():
         if got != expected:
             raise ArtifactError(f"{source}: {name} is {got!r}, expected {expected!r}; give a plain Qwen2 text model")
@@ -85,7 +85,7 @@ def _tokenizer(source: Path, config: TextConfig) -> bytes:
     try:
         tokenizer = Tokenizer.from_str(data.decode())
     except Exception as error:  # the library raises plain Exception
-        raise ArtifactError(f"{source} is no tokenizer ({first_line(error)}); get it again") from None
+        raise ArtifactError(f"{source} is no tokenizer ({one_line(error)}); get it again") from None
     if (largest := max(tokenizer.get_vocab().values(), default=0)) >= config.vocab_size:
         raise ArtifactError(
             f"{source} has token {largest}, expected less than the model's {config.vocab_size}; it is another model's"
@@ -93,7 +93,7 @@ def _tokenizer(source: Path, config: TextConfig) -> bytes:
     used = len(tokenizer.encode(config.system_prompt, add_special_tokens=False).ids) + config.max_tokens
     if used > config.max_positions:
         raise ArtifactError(
-            f"system prompt and {config.max_tokens} tokens make {used}, expected at most {config.max_positions} of the "
-            "language model; shorten --system-prompt"
+            f"{source.parent}: system prompt and {config.max_tokens} tokens make {used}, expected at most "
+            f"{config.max_positions}; shorten --system-prompt"
         )
     return data

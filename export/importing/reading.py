@@ -30,6 +30,9 @@ def read_pickle(path: Path) -> Any:
     Raises ArtifactError for a missing, truncated or foreign file, and for one that would run code.
     """
     check_zip(path, "a file of torch.save")
+    with zipfile.ZipFile(path) as archive:
+        if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+            raise ArtifactError(f"{path} is a TorchScript archive, expected a file of torch.save; give the checkpoint")
     try:
         # Training scripts of this family save their command line beside the weights: attributes, no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -40,7 +43,7 @@ def read_pickle(path: Path) -> Any:
                 f"{path} would run code when opened (it asks for {asked[1]}), expected tensors and plain data only; "
                 "if you trust it, save its 'model_ema' alone with torch.save and import that"
             ) from None
-        raise ArtifactError(f"{path} cannot be read ({first_line(error)}), expected torch.save; get it again") from None
+        raise ArtifactError(f"{path} cannot be read ({one_line(error)}), expected torch.save; get it again") from None
 
 
 def read_safetensors(path: Path) -> Tensors:
@@ -50,7 +53,7 @@ def read_safetensors(path: Path) -> Tensors:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(
-            f"{path} cannot be read as safetensors ({first_line(error)}), expected a whole file; get it again"
+            f"{path} cannot be read as safetensors ({one_line(error)}), expected a whole file; get it again"
         ) from None
 
 
@@ -85,7 +88,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is not JSON ({first_line(error)}), expected an object; get it again") from None
+        raise ArtifactError(f"{path} is not JSON ({one_line(error)}), expected an object; get it again") from None
     if not isinstance(data, dict):
         raise ArtifactError(f"{path} holds {type(data).__name__}, expected an object; get it again")
     return data
@@ -122,8 +125,8 @@ def check_zip(path: Path, kind: str) -> None:
     )
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def one_line(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
 
 
 def count(names: Iterable[str], prefix: str, source: Path) -> int:

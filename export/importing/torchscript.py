@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from videomar.errors import ArtifactError
-from videomar.export.importing.reading import check_zip, first_line
+from videomar.export.importing.reading import check_zip, one_line
 
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -98,7 +98,7 @@ def read_torchscript(path: Path) -> tuple[dict[str, Tensor], dict[str, bool]]:
             named = dict(_walk(tree))
     except Exception as error:
         raise ArtifactError(
-            f"{path} cannot be read as TorchScript ({first_line(error)}), expected a whole archive; get it again"
+            f"{path} cannot be read as TorchScript ({one_line(error)}), expected a whole archive; get it again"
         ) from None
     tensors = {name: value for name, value in named.items() if isinstance(value, Tensor)}
     if not tensors:

@@ -1,6 +1,7 @@
-"""ONNX Runtime on the CPU: the reference backend and the one that works anywhere.
+"""ONNX Runtime, on the CPU the reference backend and the one that works anywhere; on a GPU the second choice there.
 
-Every buffer is allocated when a clip begins and bound. Knows nothing of masks, orders or schedules.
+Every buffer is allocated when a clip begins and bound. Knows nothing of masks, orders or schedules; ort_memory.py
+knows where the buffers lie, ort_providers.py what ONNX Runtime is told of a device.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 
 from videomar.artifacts import Manifest
-from videomar.errors import ArtifactError, InputError
+from videomar.errors import ArtifactError, InputError, UserError
 from videomar.graphs import (
     DIFFUSION_HEAD,
     TEXT_ENCODER,
@@ -23,25 +24,36 @@ from videomar.graphs import (
     layer_names,
 )
 from videomar.runtime.backends.base import ClipPlan, predicted_sizes
-from videomar.runtime.backends.ort_cache import FixedCache, GrowingCache, wrap
+from videomar.runtime.backends.ort_cache import FixedCache, GrowingCache
+from videomar.runtime.backends.ort_memory import DeviceMemory, HostMemory, Memory, device_failed
+from videomar.runtime.backends.ort_providers import CPU, Providers
 
-PROVIDERS = ["CPUExecutionProvider"]
 NEEDED = (TEXT_ENCODER, TEXT_KEY_VALUES, TOKENIZER_ENCODER, TOKENIZER_DECODER, TRANSFORMER_STEP, DIFFUSION_HEAD)
 
 
 class OrtBackend:
-    """All graphs of an artifact directory as ONNX Runtime sessions on the CPU."""
+    """All graphs of an artifact directory as ONNX Runtime sessions on one device."""
 
-    name = "ort-cpu"
-
-    def __init__(self, directory: Path, manifest: Manifest, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        threads: int | None = None,
+        providers: Providers = CPU,
+        memory: Memory | None = None,
+    ) -> None:
         """threads: for one operator; None leaves the choice to ONNX Runtime (one a core)."""
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}, expected at least 1")
+        self.name = providers.backend
         self.config = manifest.config
         self.in_place = manifest.emitter == "native"
         self.cache_tokens: int | None = manifest.extra.get("cache_tokens")
         self.specs = contract(manifest.config, manifest.precision, self.in_place, self.cache_tokens)
+        self._device = providers.device
+        self.memory = memory or (
+            DeviceMemory(providers.device, 0, providers.copying) if providers.device != "cpu" else HostMemory()
+        )
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3
@@ -49,9 +61,11 @@ class OrtBackend:
         for name in NEEDED:
             file = directory / f"{name}.onnx"
             try:
-                self.sessions[name] = ort.InferenceSession(str(file), options, providers=PROVIDERS)
+                session = ort.InferenceSession(str(file), options, providers=providers.of(self.specs[name]))
             except Exception as error:  # ONNX Runtime's own exception types are not public
                 raise ArtifactError(_why(file, manifest, error)) from None
+            providers.check(session.get_providers())
+            self.sessions[name] = session
 
     def encode_text(self, ids: np.ndarray) -> np.ndarray:
         return self._run(TEXT_ENCODER, ids)
@@ -63,10 +77,22 @@ class OrtBackend:
         return self._run(TOKENIZER_DECODER, latents)
 
     def _run(self, name: str, value: np.ndarray) -> np.ndarray:
-        return self.sessions[name].run(None, {self.specs[name].inputs[0].name: value})[0]
+        try:
+            return self.sessions[name].run(None, {self.specs[name].inputs[0].name: value})[0]
+        except Exception as error:
+            if self._device == "cpu":
+                raise
+            raise device_failed(self._device, name, error) from error
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> OrtClip:
-        return OrtClip(self, states, plan)
+        try:
+            return OrtClip(self, states, plan)
+        except UserError:
+            raise
+        except Exception as error:
+            if self._device == "cpu":
+                raise
+            raise device_failed(self._device, "a clip's buffers", error) from error
 
     def close(self) -> None:
         self.sessions.clear()
@@ -76,64 +102,65 @@ class OrtClip:
     """Buffers and bindings of one clip."""
 
     def __init__(self, backend: OrtBackend, states: np.ndarray, plan: ClipPlan) -> None:
-        t = backend.config.transformer
+        t, memory = backend.config.transformer, backend.memory
         spec = backend.specs[TRANSFORMER_STEP]
         dtype = np.dtype(next(tensor.dtype for tensor in spec.outputs))
+        self._memory, self._sessions = memory, backend.sessions
         self._step = backend.sessions[TRANSFORMER_STEP].io_binding()
         self._head = backend.sessions[DIFFUSION_HEAD].io_binding()
-        self._run_step = backend.sessions[TRANSFORMER_STEP].run_with_iobinding
-        self._run_head = backend.sessions[DIFFUSION_HEAD].run_with_iobinding
 
-        # Inputs of every step, bound once: a step only overwrites their contents.
-        self._tokens = np.zeros((plan.tokens, t.token_channels), np.float32)
-        self._masked = np.zeros(plan.tokens, bool)
-        self._cos = np.zeros((plan.tokens, t.head_dim // 2), dtype)
-        self._sin = np.zeros_like(self._cos)
-        for name, array in (
-            ("tokens", self._tokens),
-            ("masked", self._masked),
-            ("rope_cos", self._cos),
-            ("rope_sin", self._sin),
-        ):
-            self._step.bind_ortvalue_input(name, wrap(array))
+        self._inputs = {
+            "tokens": memory.zeros((plan.tokens, t.token_channels), np.float32),
+            "masked": memory.zeros((plan.tokens,), np.bool_),
+            "rope_cos": memory.zeros((plan.tokens, t.head_dim // 2), dtype),
+            "rope_sin": memory.zeros((plan.tokens, t.head_dim // 2), dtype),
+        }
 
-        text = backend.sessions[TEXT_KEY_VALUES].run(None, {"states": states})
-        self._text = [array[: plan.branches] for array in text]
-        for name, array in zip(layer_names("text", t.depth), self._text, strict=True):
-            self._step.bind_ortvalue_input(name, wrap(array))
+        # Text K/V of both branches; a clip without guidance binds the first.
+        binding, (both, length) = backend.sessions[TEXT_KEY_VALUES].io_binding(), (2, states.shape[1])
+        binding.bind_cpu_input("states", states)
+        text = {n: memory.zeros((both, t.heads, length, t.head_dim), dtype) for n in layer_names("text", t.depth)}
+        for name, buffer in text.items():
+            memory.bind_output(binding, name, buffer)
+        memory.run(backend.sessions[TEXT_KEY_VALUES], binding, TEXT_KEY_VALUES)
+        self._text = {n: memory.view(b, (plan.branches, *b.shape[1:])) for n, b in text.items()}
+        for name, buffer in self._text.items():
+            memory.bind_input(self._step, name, buffer)
 
         cache = GrowingCache if backend.cache_tokens is None else FixedCache
         self._cache = cache(backend, self._step, plan, dtype)
 
-        self._sizes = {n: _Buffers(n, plan, t.width, t.token_channels, dtype) for n in predicted_sizes(plan.counts)}
+        self._sizes = {n: _Buffers(memory, n, plan, t.width, t.token_channels, dtype) for n in predicted_sizes(plan.counts)}
         self._now = self._sizes[1]
-        self._guidance = np.ones(1, np.float32)
-        self._constant = [plan.timesteps.copy(), plan.coefficients.copy()]  # the bindings do not keep arrays alive
-        for name, array in zip(("timesteps", "coefficients"), self._constant, strict=True):
-            self._head.bind_ortvalue_input(name, wrap(array))
-        self._head.bind_ortvalue_input("guidance", wrap(self._guidance))
+        self._constant = {
+            "timesteps": memory.zeros(plan.timesteps.shape, np.float32),
+            "coefficients": memory.zeros(plan.coefficients.shape, np.float32),
+            "guidance": memory.zeros((1,), np.float32),
+        }
+        memory.put(self._head, "timesteps", self._constant["timesteps"], plan.timesteps)
+        memory.put(self._head, "coefficients", self._constant["coefficients"], plan.coefficients)
 
     def step(
         self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
     ) -> None:
-        self._tokens[:], self._masked[:] = tokens, masked
-        self._cos[:], self._sin[:] = cos, sin
+        memory, binding = self._memory, self._step
+        values = {"tokens": tokens, "masked": masked, "rope_cos": cos, "rope_sin": sin}
+        for name, buffer in self._inputs.items():
+            memory.put(binding, name, buffer, values[name])
         self._now = now = self._sizes[len(predict)]
-        now.predict[:] = predict
-        self._step.bind_ortvalue_input("predict", now.predict_value)
-        self._step.bind_ortvalue_output("z", now.z_value)
-        self._run_step(self._step)
+        memory.put(binding, "predict", now.predict, predict)
+        memory.bind_output(binding, "z", now.z)
+        memory.run(self._sessions[TRANSFORMER_STEP], binding, TRANSFORMER_STEP)
 
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        now = self._now
-        self._guidance[0] = guidance
-        now.initial[:], now.draws[:] = initial, draws
-        self._head.bind_ortvalue_input("z", now.z_value)
-        self._head.bind_ortvalue_input("initial", now.initial_value)
-        self._head.bind_ortvalue_input("draws", now.draws_value)
-        self._head.bind_ortvalue_output("sampled", now.sampled_value)
-        self._run_head(self._head)
-        return now.sampled
+        memory, binding, now = self._memory, self._head, self._now
+        memory.bind_input(binding, "z", now.z)
+        memory.bind_output(binding, "sampled", now.sampled)
+        memory.put(binding, "guidance", self._constant["guidance"], np.float32(guidance))
+        memory.put(binding, "initial", now.initial, initial)
+        memory.put(binding, "draws", now.draws, draws)
+        memory.run(self._sessions[DIFFUSION_HEAD], binding, DIFFUSION_HEAD)
+        return memory.read(now.sampled)
 
     def keep(self) -> None:
         self._cache.keep()
@@ -143,22 +170,21 @@ class OrtClip:
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()
         self._cache.close()
-        self._text.clear()
-        self._sizes.clear()
+        for buffers in (self._inputs, self._text, self._sizes, self._constant):
+            buffers.clear()
 
 
 class _Buffers:
     """What depends on the number of predicted tokens."""
 
-    def __init__(self, count: int, plan: ClipPlan, width: int, channels: int, dtype: np.dtype) -> None:
-        self.predict = np.zeros(count, np.int64)
-        self.z = np.zeros((plan.branches, count, width), dtype)
-        self.initial = np.zeros((count, channels), np.float32)
-        self.draws = np.zeros((len(plan.timesteps), count, channels), np.float32)
-        self.sampled = np.zeros((count, channels), np.float32)
-        self.predict_value, self.z_value = wrap(self.predict), wrap(self.z)
-        self.initial_value, self.draws_value = wrap(self.initial), wrap(self.draws)
-        self.sampled_value = wrap(self.sampled)
+    def __init__(
+        self, memory: Memory, count: int, plan: ClipPlan, width: int, channels: int, dtype: np.dtype
+    ) -> None:
+        self.predict = memory.zeros((count,), np.int64)
+        self.z = memory.zeros((plan.branches, count, width), dtype)
+        self.initial = memory.zeros((count, channels), np.float32)
+        self.draws = memory.zeros((len(plan.timesteps), count, channels), np.float32)
+        self.sampled = memory.zeros((count, channels), np.float32)
 
 
 def _why(file: Path, manifest: Manifest, error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""K/V of finished frames in ONNX Runtime's bound buffers. Knows nothing of what a frame holds."""
+"""K/V of finished frames in ONNX Runtime's bound buffers. Knows nothing of what a frame holds, or of which device."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ import onnxruntime as ort
 from videomar.errors import InputError
 from videomar.graphs import layer_names
 from videomar.runtime.backends.base import ClipPlan
+from videomar.runtime.backends.ort_memory import Buffer
 
 if TYPE_CHECKING:
     from videomar.runtime.backends.ort import OrtBackend
-
-
-def wrap(array: np.ndarray) -> ort.OrtValue:
-    """An OrtValue over the array's own memory; the caller keeps the array alive."""
-    return ort.OrtValue.ortvalue_from_numpy(array)
 
 
 class GrowingCache:
@@ -29,34 +25,33 @@ class GrowingCache:
 
     def __init__(self, backend: OrtBackend, binding: ort.IOBinding, plan: ClipPlan, dtype: np.dtype) -> None:
         t = backend.config.transformer
-        self._binding, self._plan, self._in_place = binding, plan, backend.in_place
+        self._memory, self._binding, self._plan, self._in_place = backend.memory, binding, plan, backend.in_place
         self._shape = (plan.branches, t.heads, t.head_dim)
         self._past, self._present = layer_names("past", t.depth), layer_names("present", t.depth)
         size = plan.branches * t.heads * plan.frames * plan.tokens * t.head_dim
-        self._old = [np.zeros(size, dtype) for _ in self._past]
-        self._new = [np.zeros(size, dtype) for _ in self._past]
+        self._old = [self._memory.zeros((size,), dtype) for _ in self._past]
+        self._new = [self._memory.zeros((size,), dtype) for _ in self._past]
         self._finished = 0
-        self._start = np.zeros(plan.branches, np.int64)
         if self._in_place:
-            binding.bind_ortvalue_input("start", wrap(self._start))
+            self._start = self._memory.zeros((plan.branches,), np.int64)
         self._bind()
 
-    def _view(self, flat: np.ndarray, length: int) -> np.ndarray:
+    def _view(self, flat: Buffer, length: int) -> Buffer:
         branches, heads, dim = self._shape
-        return flat[: branches * heads * length * dim].reshape(branches, heads, length, dim)
+        return self._memory.view(flat, (branches, heads, length, dim))
 
     def _bind(self) -> None:
         past, total = self._finished * self._plan.tokens, (self._finished + 1) * self._plan.tokens
-        self._start[:] = past
+        if self._in_place:
+            self._memory.put(self._binding, "start", self._start, np.int64(past))
         for i, (name, result) in enumerate(zip(self._past, self._present, strict=True)):
             old, new = self._view(self._old[i], past), self._view(self._new[i], total)
-            value = wrap(new)
             if self._in_place:
-                new[:, :, :past] = old
-                self._binding.bind_ortvalue_input(name, value)
+                self._memory.widen(old, new)
+                self._memory.bind_input(self._binding, name, new)
             else:
-                self._binding.bind_ortvalue_input(name, wrap(old))
-            self._binding.bind_ortvalue_output(result, value)
+                self._memory.bind_input(self._binding, name, old)
+            self._memory.bind_output(self._binding, result, new)
 
     def keep(self) -> None:
         """The frame just computed is finished."""
@@ -80,22 +75,24 @@ class FixedCache:
                 f"the clip needs K/V of {plan.frames * plan.tokens} tokens, these artifacts hold {length}; "
                 f"ask for fewer frames or export with --cache-tokens {plan.frames * plan.tokens}"
             )
+        memory = self._memory = backend.memory
         self._binding, self._plan, self._finished = binding, plan, 0
-        self._memory = [np.zeros((plan.branches, t.heads, length, t.head_dim), dtype) for _ in range(2 * t.depth)]
-        self._start = np.zeros(plan.branches, np.int64)
-        self._reach = np.zeros(length, np.float32)
-        binding.bind_ortvalue_input("start", wrap(self._start))
-        for past, present, array in zip(
-            layer_names("past", t.depth), layer_names("present", t.depth), self._memory, strict=True
-        ):
-            value = wrap(array)
-            binding.bind_ortvalue_input(past, value)
-            binding.bind_ortvalue_output(present, value)
+        names = layer_names("past", t.depth), layer_names("present", t.depth)
+        shape = (plan.branches, t.heads, length, t.head_dim)
+        self._caches = [(past, present, memory.zeros(shape, dtype)) for past, present in zip(*names, strict=True)]
+        self._start = memory.zeros((plan.branches,), np.int64)
+        self._reach = memory.zeros((length,), np.float32)
         self._bind()
 
     def _bind(self) -> None:
-        self._start[:] = self._finished * self._plan.tokens
-        self._binding.bind_ortvalue_input("reach", wrap(self._reach[: (self._finished + 1) * self._plan.tokens]))
+        memory, binding = self._memory, self._binding
+        memory.put(binding, "start", self._start, np.int64(self._finished * self._plan.tokens))
+        memory.bind_input(binding, "reach", memory.view(self._reach, ((self._finished + 1) * self._plan.tokens,)))
+        # Again for every frame: should a device have no kernel for the write, ONNX Runtime copied the cache elsewhere
+        # when it was bound, and the frames finished since then would be missing there.
+        for past, present, cache in self._caches:
+            memory.bind_input(binding, past, cache)
+            memory.bind_output(binding, present, cache)
 
     def keep(self) -> None:
         """The frame just computed is finished."""
@@ -105,4 +102,4 @@ class FixedCache:
 
     def close(self) -> None:
         """Let go of the memory."""
-        self._memory = []
+        self._caches = []

@@ -157,7 +157,7 @@ class Coder(nn.Module):
 
     def __init__(
         self, way: str, channels: int, mult: tuple[int, ...], blocks: int, patch: int, latent: int,
-        strides: tuple[int, int], attended: tuple[int, ...] = (), legacy: bool = False,
+        strides: tuple[int, int], attended: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.way, levels = way, len(mult)
@@ -179,7 +179,7 @@ class Coder(nn.Module):
             if step < levels - 1 and way == "down":
                 stage.downsample = Down(out, step < space, step < time)
             elif step < levels - 1:
-                in_time = step < time if legacy else 0 < step < time + 1
+                in_time = 0 < step < time + 1
                 stage.upsample = Up(out, in_time or (step < space and space > time), in_time)
             stages.append(stage)
             at = out

@@ -1,0 +1,131 @@
+"""How large every dynamic axis of the engines may be: optimization profiles from the contract's axis names.
+
+Knows nothing of TensorRT. Shapes are what the TensorRT backend binds: predicted positions padded to the most that one
+mask step predicts, finished K/V of 0 to frames - 1 latent frames (portable) or a fixed cache with a `reach` (native).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from videomar.config import ModelConfig
+from videomar.errors import InputError
+from videomar.graphs import (
+    HEAD_CONDITION,
+    HEAD_STEP,
+    TEXT_ENCODER,
+    TEXT_KEY_VALUES,
+    TOKENIZER_DECODER,
+    TOKENIZER_ENCODER,
+    TRANSFORMER_STEP,
+    GraphSpec,
+)
+from videomar.schedule import masked_after_steps
+
+# What the TensorRT backend runs. Not diffusion_head: it captures the loop itself, from the head's two parts.
+ENGINES = (
+    TEXT_ENCODER,
+    TEXT_KEY_VALUES,
+    TOKENIZER_ENCODER,
+    TOKENIZER_DECODER,
+    TRANSFORMER_STEP,
+    HEAD_CONDITION,
+    HEAD_STEP,
+)
+
+Range = tuple[int, int, int]  # least, what kernels are tuned for, most
+Profile = dict[str, list[list[int]]]  # tensor -> its least, tuned and largest shape
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The largest clip that engines serve."""
+
+    frames: int  # pixel frames
+    height: int
+    width: int
+    mask_steps: int  # the fewest; fewer steps predict more tokens in one
+    branches: int = 2
+    max_text: int = 0
+    static: bool = False  # this picture size only; otherwise down to half of it both ways
+
+    @staticmethod
+    def of(
+        config: ModelConfig,
+        frames: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        mask_steps: int | None = None,
+        branches: int = 2,
+        max_text: int | None = None,
+        static: bool = False,
+    ) -> Sizes:
+        """The model's defaults where nothing is given; raises InputError naming the option that does not fit."""
+        s = config.sampling
+        sizes = Sizes(
+            frames or s.frames,
+            height or s.height,
+            width or s.width,
+            mask_steps or s.mask_steps,
+            branches,
+            max_text or config.text.max_tokens,
+            static,
+        )
+        time, space = config.tokenizer.temporal_stride, config.tokenizer.spatial_stride
+        if sizes.frames <= 1 or (sizes.frames - 1) % time:
+            raise InputError(f"frames is {sizes.frames}, expected 1 + {time}k, such as {1 + time}; change --frames")
+        for name in ("height", "width"):
+            if (value := getattr(sizes, name)) % space:
+                near = max(1, round(value / space)) * space
+                raise InputError(f"{name} is {value}, expected a multiple of {space}, such as {near}; change --{name}")
+        if sizes.max_text > config.text.max_tokens:
+            raise InputError(
+                f"text tokens are {sizes.max_text}, the model takes at most {config.text.max_tokens}; change --max-text"
+            )
+        return sizes
+
+
+def axis_ranges(config: ModelConfig, sizes: Sizes, prefix: int, cache_tokens: int | None) -> dict[str, Range]:
+    """Every dynamic axis of the contract; `prefix` is the number of ids of the system prompt.
+
+    Raises InputError when the clip does not fit a cache of `cache_tokens`, or has more mask steps than tokens.
+    """
+    space = config.tokenizer.spatial_stride
+    frames = 1 + (sizes.frames - 1) // config.tokenizer.temporal_stride
+    h, w = sizes.height // space, sizes.width // space
+    least_h, least_w = (h, w) if sizes.static else (-(-h // 2), -(-w // 2))
+    tokens, least = h * w, least_h * least_w
+    if cache_tokens is not None and frames * tokens > cache_tokens:
+        raise InputError(
+            f"the clip needs K/V of {frames * tokens} tokens, these artifacts hold {cache_tokens}; "
+            f"lower --frames, --height or --width, or export with --cache-tokens {frames * tokens}"
+        )
+    left = masked_after_steps(tokens, sizes.mask_steps)
+    most = max(a - b for a, b in zip([tokens, *left[:-1]], left, strict=True))
+    usual_text = max(1, sizes.max_text // 2)
+    finished = frames // 2 * tokens  # half way through the clip
+    return {
+        "branches": (sizes.branches,) * 3,
+        "prompt": (prefix + 1, prefix + usual_text, prefix + sizes.max_text),
+        "text": (1, usual_text, sizes.max_text),
+        "frames": (1, 1, sizes.frames),  # the encoder's: most clips start from one picture
+        "height": (least_h * space, sizes.height, sizes.height),
+        "width": (least_w * space, sizes.width, sizes.width),
+        "t": (1, frames, frames),
+        "h": (least_h, h, h),
+        "w": (least_w, w, w),
+        "tokens": (least, tokens, tokens),
+        "past": (0, finished, (frames - 1) * tokens),
+        "total": (least, min(finished + tokens, frames * tokens), frames * tokens),
+        "predicted": (1, most, most),
+        "steps": (1, config.sampling.head_steps, config.head.train_steps),
+    }
+
+
+def profile(spec: GraphSpec, ranges: dict[str, Range]) -> Profile:
+    """Least, tuned and largest shape of every input that has a dynamic axis."""
+    return {
+        tensor.name: [[ranges[a][i] if isinstance(a, str) else a for a in tensor.axes] for i in range(3)]
+        for tensor in spec.inputs
+        if any(isinstance(a, str) for a in tensor.axes)
+    }
