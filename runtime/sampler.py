@@ -44,7 +44,7 @@ def sample_frames(
     tokens, t = h * w, config.transformer
     left = masked_after_steps(tokens, sampling.mask_steps)
     before = [tokens, *left[:-1]]
-    schedule = DiffusionSchedule.respaced(config.head.train_steps, sampling.head_steps)
+    schedule = DiffusionSchedule.respaced(config.head.train_steps, sampling.head_steps, sampling.max_beta)
     plan = ClipPlan(
         tokens=tokens,
         frames=frames,

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from videomar.errors import InputError, UserError
 
 Run = Callable[[argparse.Namespace], int]
+BACKENDS = ("auto", "ort-cpu", "ort-cuda", "ort-trt", "trt", "trt-rtx")  # choose.py's, without importing numpy for -h
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -105,7 +106,8 @@ def generate(args: argparse.Namespace) -> int:
     if (args.image is None) == (args.video is None):
         raise InputError("give either --image (a picture) or --video (a clip whose first --given frames are continued)")
     as_video = args.output.suffix != ""
-    with Pipeline.open(args.directory, threads=args.threads) as pipe:
+    with Pipeline.open(args.directory, threads=args.threads, backend=args.backend) as pipe:
+        print(pipe.why)
         given = load_clip(args.video, args.given) if args.video else args.image
         size = None
         if args.height is not None or args.width is not None:
@@ -155,7 +157,8 @@ def evaluate(args: argparse.Namespace) -> int:
     from videomar.demo.evaluate import evaluate as measure
     from videomar.runtime.pipeline import Pipeline
 
-    with Pipeline.open(args.directory, threads=args.threads) as pipe:
+    with Pipeline.open(args.directory, threads=args.threads, backend=args.backend) as pipe:
+        print(pipe.why)
         if pipe.config.text.vocab_size > 100:
             raise InputError(
                 f"{args.directory} holds {pipe.config.name}, expected a model of the demo world: only there is the "
@@ -200,6 +203,22 @@ def train(args: argparse.Namespace) -> int:
 
         train_transformer(args.output, args.steps, args.minutes, args.seed)
     return 0
+
+
+def build(args: argparse.Namespace) -> int:
+    """Build, verify and describe engines; or only try whether they can be built."""
+    from videomar.export.build_command import run
+
+    return run(args)
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Say what is installed here and what follows."""
+    from videomar.runtime.doctor import as_data, as_text, examine
+
+    report = examine()
+    print(json.dumps(as_data(report), indent=2) if args.json else as_text(report))
+    return 1 if args.strict and report.broken else 0
 
 
 _BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed} passed, {remaining} left]"
@@ -325,6 +344,37 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=_SEED, default=0)
     p.add_argument("--fps", type=_number, default=24)
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
+    p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs it (default: what is best here)")
+
+    p = command("build", build, "Build TensorRT engines of an artifact directory, on the machine that runs them.")
+    p.add_argument("directories", type=Path, nargs="+", metavar="DIR", help="artifact directory of `videomar export`")
+    p.add_argument("-o", "--output", type=Path, help="engine directory to write")
+    p.add_argument("--frames", type=_COUNT, help="pixel frames of the longest clip, 1 + 8k")
+    p.add_argument("--height", type=_PIXELS, help="of the largest picture, pixels")
+    p.add_argument("--width", type=_PIXELS, help="of the largest picture, pixels")
+    p.add_argument(
+        "--static", action="store_true", help="this picture size only; default: down to half of it both ways"
+    )
+    p.add_argument("--mask-steps", type=_COUNT, help="the fewest transformer passes a latent frame")
+    p.add_argument("--branches", type=int, choices=(1, 2), default=2, help="2 with guidance (default), 1 without")
+    p.add_argument("--max-text", type=_COUNT, help="tokens of the longest prompt")
+    p.add_argument("--builder", choices=("auto", "tensorrt", "tensorrt-rtx"), default="auto")
+    p.add_argument("--workspace", type=_COUNT, default=2048, help="MiB a kernel may use as scratch (default 2048)")
+    p.add_argument(
+        "--tactic-memory", type=_whole(0), default=0, help="MiB to try kernels in (default: half of the free)"
+    )
+    p.add_argument("--timing-cache", type=Path, help="file (default: one a TensorRT and GPU in ~/.cache/videomar)")
+    p.add_argument(
+        "--compute-capability", type=_COUNT, nargs="+", default=[], help="TensorRT-RTX: SM numbers, such as 89"
+    )
+    p.add_argument(
+        "--optimization-level", type=_whole(0, 5), help="0 builds fastest, 5 runs fastest (TensorRT's default 3)"
+    )
+    p.add_argument("--print-trtexec", action="store_true", help="only print the equivalent trtexec commands")
+    p.add_argument(
+        "--gate", action="store_true", help="only try: build artifacts or a checkpoint with TensorRT-RTX, no GPU"
+    )
+    p.add_argument("--force", action="store_true", help="replace the directory even if it is up to date or not ours")
 
     p = command("inspect", inspect, "Show what a checkpoint or artifact directory holds.")
     p.add_argument("directory", type=Path)
@@ -340,6 +390,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--given", type=_COUNT, default=1, help="conditioning frames, 1 + 8k")
     p.add_argument("--json", type=Path, help="write the figures there too")
     p.add_argument("--threads", type=_THREADS)
+    p.add_argument("--backend", choices=BACKENDS, default="auto")
+
+    p = command("doctor", doctor, "Say what is installed here, what follows, and what mends what is broken.")
+    p.add_argument("--json", action="store_true", help="everything, as JSON")
+    p.add_argument("--strict", action="store_true", help="exit with 1 if something is broken")
 
     p = command("train", train, "Train the demo model: the tokenizer first, then the transformer.")
     p.add_argument("part", choices=("tokenizer", "transformer"))

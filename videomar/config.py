@@ -84,6 +84,9 @@ class SamplingConfig:
     guidance_scale: float = 3.0
     temperature: float | None = None  # None: progressive over generated frames, 0.9 + 10^-(t+1)
     clip: float | None = 2.0  # bound on sampled tokens of every frame after the first generated one
+    # Cap on the diffusion betas that the head's steps are derived from. The paper's 0.999 multiplies the head's error
+    # at the noisiest step by 20,000, which only a head trained for long can bear.
+    max_beta: float = 0.999
 
     def __post_init__(self) -> None:
         for name in ("frames", "height", "width", "mask_steps", "head_steps"):
@@ -92,6 +95,8 @@ class SamplingConfig:
             raise ConfigError(f"guidance scale is {self.guidance_scale}, expected 0 or more (1 turns guidance off)")
         if self.temperature is not None and not self.temperature >= 0:
             raise ConfigError(f"temperature is {self.temperature}, expected 0 or more")
+        if not 0 < self.max_beta < 1:
+            raise ConfigError(f"max_beta is {self.max_beta}, expected more than 0 and less than 1")
         if self.clip is not None and not self.clip > 0:
             raise ConfigError(f"clip is {self.clip}, expected a positive bound or none")
 
@@ -189,6 +194,7 @@ DEMO = ModelConfig(
         attention_resolutions=(),
         resolution=64,
         spatial_stride=8,
+        latent_scale=1.004,
     ),
     text=TextConfig(
         vocab_size=32,
@@ -204,7 +210,7 @@ DEMO = ModelConfig(
     transformer=TransformerConfig(width=192, depth=4, heads=3, head_dim=64),
     head=HeadConfig(width=256, depth=3),
     # Its tokens have unit variance and longer tails than the official ones: 2 would cut them.
-    sampling=SamplingConfig(frames=17, height=64, width=64, mask_steps=8, head_steps=25, clip=10.0),
+    sampling=SamplingConfig(frames=17, height=64, width=64, mask_steps=8, head_steps=25, clip=10.0, max_beta=0.05),
 )
 
 PRESETS: dict[str, ModelConfig] = {"demo": DEMO, "videomar-1.4b": VIDEOMAR_1_4B}

@@ -28,3 +28,7 @@ class ParityError(UserError):
 
 class DeviceError(UserError):
     """A GPU, its driver or its libraries are missing, too small, of another version, or failed."""
+
+
+class BuildError(UserError):
+    """TensorRT cannot build an engine, or the written one does not verify."""

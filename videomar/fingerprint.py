@@ -53,7 +53,9 @@ def check_fingerprint(manifest: Manifest, here: Machine) -> None:
     """Raise ArtifactError unless the engines were built for exactly this machine; the message has the command."""
     recorded = manifest.extra.get("fingerprint")
     if manifest.kind != "engine" or not isinstance(recorded, dict) or not isinstance(recorded.get("machine"), dict):
-        raise ArtifactError(f"holds {manifest.kind} artifacts without a fingerprint; run `videomar build DIR -o ENGINES`")
+        raise ArtifactError(
+            f"holds {manifest.kind} artifacts without a fingerprint; run `videomar build DIR -o ENGINES`"
+        )
     mend = f"run `{recorded.get('command', 'videomar build DIR -o ENGINES')}` here"
     try:
         built = Machine(**recorded["machine"])

@@ -41,10 +41,10 @@ def temperature_at(generated_frame: int, fixed: float | None = None) -> float:
     return 0.9 + 10.0 ** -(generated_frame + 1) if fixed is None else fixed
 
 
-def cosine_betas(steps: int) -> np.ndarray:
-    """Betas of the cosine schedule (Nichol and Dhariwal 2021, eq. 17), at most 0.999: [steps] float64."""
+def cosine_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
+    """Betas of the cosine schedule (Nichol and Dhariwal 2021, eq. 17), at most `max_beta`: [steps] float64."""
     bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - bar[1:] / bar[:-1], 0.999)
+    return np.minimum(1 - bar[1:] / bar[:-1], max_beta)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class DiffusionSchedule:
     coefficients: np.ndarray
 
     @staticmethod
-    def respaced(train_steps: int, steps: int) -> DiffusionSchedule:
+    def respaced(train_steps: int, steps: int, max_beta: float = 0.999) -> DiffusionSchedule:
         """Keep `steps` of the trained steps, evenly spread, and derive their betas anew.
 
         Raises InputError when more steps are asked for than were trained.
@@ -73,7 +73,7 @@ class DiffusionSchedule:
         # The running sum is theirs too: at ties it rounds otherwise than a product.
         stride = (train_steps - 1) / (steps - 1) if steps > 1 else 1.0
         kept = np.array([round(at) for at in itertools.accumulate([stride] * (steps - 1), initial=0.0)])
-        bar = np.cumprod(1 - cosine_betas(train_steps))[kept]
+        bar = np.cumprod(1 - cosine_betas(train_steps, max_beta))[kept]
         previous = np.concatenate([[1.0], bar[:-1]])
         beta = 1 - bar / previous
         posterior = beta * (1 - previous) / (1 - bar)

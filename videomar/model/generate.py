@@ -79,7 +79,7 @@ def generate(
         for f in range(given):
             _, past = run(f, done[f], torch.zeros(tokens, dtype=torch.bool), past)
 
-    schedule = DiffusionSchedule.respaced(c.head.train_steps, sampling.head_steps)
+    schedule = DiffusionSchedule.respaced(c.head.train_steps, sampling.head_steps, sampling.max_beta)
     left = masked_after_steps(tokens, sampling.mask_steps)
     for f in range(given, frames):
         order = torch.from_numpy(noise.order(f, tokens).copy())
