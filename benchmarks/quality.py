@@ -9,6 +9,7 @@ future. `seconds` is the median of a whole clip.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from typing import Any
@@ -50,7 +51,7 @@ def main() -> None:
             scores = continuations(
                 pipe, cases=args.cases, progress=lambda done, marks=marks: marks.append(time.perf_counter()), **options
             )
-            seconds = statistics.median(b - a for a, b in zip(marks, marks[1:], strict=False))
+            seconds = statistics.median(b - a for a, b in itertools.pairwise(marks))
             s = summary(scores)
             print(
                 f"| {name} | {s['followed']:.0%} | {s['centroid_error_mean']:.2%} | {s['psnr_mean']:.1f} "

@@ -148,12 +148,13 @@ def _parse_failure(parser: Any) -> BuildFailed:
 def _save_timing_cache(config: Any, job: dict[str, Any]) -> None:
     if job["timing_cache"] and (cache := config.get_timing_cache()) is not None:
         file = Path(job["timing_cache"])
-        file.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(file, bytes(memoryview(cache.serialize())))
+        with suppress(UserError, OSError):  # the next build takes longer, which is no reason to lose this one
+            file.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(file, bytes(memoryview(cache.serialize())))
 
 
 def _read_back(trt: ModuleType, logger: Any, job: dict[str, Any], digest: str) -> list[str]:
-    """Compare the file with what was built and, where a GPU is, load it: a full disk or too little memory shows here."""
+    """Compare the file with what was built and, where a GPU is, load it: a full disk or small memory shows here."""
     _say("verifying", 0.98)
     data = Path(job["engine"]).read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:

@@ -15,10 +15,11 @@ import onnxruntime
 import torch
 
 from videomar.artifacts import Manifest, hash_files, up_to_date, write_directory, write_manifest
-from videomar.errors import ArtifactError, InputError
+from videomar.errors import ArtifactError, InputError, ParityError
 from videomar.export.build import GraphBuilder
 from videomar.export.checks import check_graph
 from videomar.export.emitters import emitter
+from videomar.export.linter import lint_file
 from videomar.export.onnx_files import save
 from videomar.graphs import GRAPHS, TOLERANCE, contract
 from videomar.model.videomar import PARTS, load_checkpoint
@@ -67,11 +68,15 @@ def export_checkpoint(
     with write_directory(out, force=force) as directory, torch.inference_mode():
         shutil.copy(checkpoint / "tokenizer.json", directory / "tokenizer.json")
         checks: dict[str, dict[str, float]] = {}
+        lint: dict[str, list[str]] = {}  # what TensorRT cannot build; a board without the onnx package reads it here
         for i, name in enumerate(GRAPHS):
             progress(f"exporting {name}", 2 * i + 1, 2 * len(GRAPHS) + 1)
             file = directory / f"{name}.onnx"
             save(builder.build(name), file)
             gc.collect()
+            if found := lint_file(file, tensorrt=False):
+                raise ParityError(str(found[0]))
+            lint[name] = [str(f) for f in lint_file(file)]
             progress(f"checking {name} against PyTorch", 2 * i + 2, 2 * len(GRAPHS) + 1)
             checks[name] = check_graph(
                 file, specs[name], model, prefix, TOLERANCE[precision][name], emit.in_place, cache_tokens
@@ -94,7 +99,7 @@ def export_checkpoint(
                     "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
                 },
                 checks=checks,
-                extra={"cache_tokens": cache_tokens},
+                extra={"cache_tokens": cache_tokens, "lint": lint},
             ),
         )
     return True

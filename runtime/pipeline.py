@@ -15,6 +15,7 @@ from videomar.artifacts import MANIFEST, read_manifest, verify
 from videomar.config import ModelConfig, SamplingConfig
 from videomar.errors import ArtifactError, InputError
 from videomar.runtime.backends.base import Backend
+from videomar.runtime.backends.choose import choose
 from videomar.runtime.media import fit, load_picture, to_frames, to_pixels, write_video
 from videomar.runtime.prompt import PromptTokenizer
 from videomar.runtime.sampler import Progress, sample_frames
@@ -60,17 +61,18 @@ class Plan:
 class Pipeline:
     """Generates video from one artifact directory; use as a context manager or `close` it."""
 
-    def __init__(self, config: ModelConfig, backend: Backend, tokenizer: PromptTokenizer) -> None:
+    def __init__(self, config: ModelConfig, backend: Backend, tokenizer: PromptTokenizer, why: str = "") -> None:
         self.config, self.backend, self.tokenizer = config, backend, tokenizer
+        self.why = why  # this backend, in a sentence
 
     @staticmethod
-    def open(directory: str | Path, threads: int | None = None, check_hashes: bool = True) -> Pipeline:
-        """Load an artifact directory of `videomar export` on ONNX Runtime's CPU backend.
+    def open(
+        directory: str | Path, threads: int | None = None, check_hashes: bool = True, backend: str = "auto"
+    ) -> Pipeline:
+        """Load an artifact directory of `videomar export` or `videomar build` on a backend (choose.py) that runs it.
 
-        Raises ArtifactError when a file is missing, altered or of another version.
+        Raises ArtifactError when a file is missing, altered or of another version, UserError for an impossible backend.
         """
-        from videomar.runtime.backends.ort import OrtBackend
-
         directory = Path(directory)
         if (directory / "config.json").is_file() and not (directory / MANIFEST).exists():
             raise ArtifactError(
@@ -80,7 +82,8 @@ class Pipeline:
         manifest = read_manifest(directory)
         verify(directory, manifest, hashes=check_hashes)
         tokenizer = PromptTokenizer(directory / "tokenizer.json", manifest.config.text)
-        return Pipeline(manifest.config, OrtBackend(directory, manifest, threads), tokenizer)
+        chosen, why = choose(directory, manifest, backend, threads)
+        return Pipeline(manifest.config, chosen, tokenizer, why)
 
     def __call__(self, image: str | Path | np.ndarray, prompt: str, **knobs: Any) -> Video:
         """Generate a whole clip, decoded once at the end; knobs as in `latent_frames`."""

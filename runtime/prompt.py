@@ -22,10 +22,9 @@ class PromptTokenizer:
                 f"{file} cannot be read as a tokenizer ({error}); export the checkpoint again"
             ) from None
         self._config = config
-        self.prefix = len(self._ids(config.system_prompt)) if config.system_prompt else 0
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        # Encoded apart from the prompt, so that no merge across the seam moves the cut.
+        self._system = list(self._tokenizer.encode(config.system_prompt, add_special_tokens=False).ids)
+        self.prefix = len(self._system)
 
     def __call__(self, prompt: str) -> np.ndarray:
         """Ids of system prompt and prompt: [1, length] int64, no padding.
@@ -36,16 +35,15 @@ class PromptTokenizer:
             raise InputError("the prompt is empty, expected a sentence that says what happens; give --prompt")
         if any("\ud800" <= c <= "\udfff" for c in prompt):  # how Python keeps what the shell gave and is no UTF-8
             raise InputError("the prompt is not UTF-8 text, expected a sentence; give --prompt in UTF-8")
-        encoding = self._tokenizer.encode(self._config.system_prompt + prompt, add_special_tokens=False)
+        encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
         unknown = self._tokenizer.token_to_id("[UNK]")
         if unknown is not None and unknown in encoding.ids:
-            text = self._config.system_prompt + prompt
-            words = [text[a:b] for i, (a, b) in zip(encoding.ids, encoding.offsets, strict=True) if i == unknown]
+            words = [prompt[a:b] for i, (a, b) in zip(encoding.ids, encoding.offsets, strict=True) if i == unknown]
             known = sorted(word for word in self._tokenizer.get_vocab() if not word.startswith("["))
             raise InputError(f"the prompt has unknown words {', '.join(words)}; this model knows: {' '.join(known)}")
-        count = len(encoding.ids) - self.prefix
+        count = len(encoding.ids)
         if count < 1:
             raise InputError("the prompt holds no words, expected a sentence that says what happens; give --prompt")
         if count > self._config.max_tokens:
             raise InputError(f"the prompt has {count} tokens, expected at most {self._config.max_tokens}; shorten it")
-        return np.array([encoding.ids], np.int64)
+        return np.array([self._system + encoding.ids], np.int64)

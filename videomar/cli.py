@@ -95,6 +95,28 @@ def export(args: argparse.Namespace) -> int:
     return 0
 
 
+def import_(args: argparse.Namespace) -> int:
+    """Turn the official weights into a checkpoint directory."""
+    from videomar.export.importing import import_checkpoint
+
+    imported = import_checkpoint(
+        args.transformer,
+        args.tokenizer,
+        args.text,
+        args.output,
+        weights=args.weights,
+        system_prompt=args.system_prompt,
+        rope_split=tuple(args.rope_split) if args.rope_split else None,
+        tokenizer_strides=tuple(args.tokenizer_strides) if args.tokenizer_strides else None,
+        force=args.force,
+    )
+    print(f"wrote {args.output}")
+    for note in imported.notes:
+        print(f"  {note}")
+    _print_peak_memory()
+    return 0
+
+
 def generate(args: argparse.Namespace) -> int:
     """Continue a picture or clip and write a video."""
     from tqdm import tqdm
@@ -307,6 +329,19 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         return sub
+
+    p = command("import", import_, "Turn the official weights into a checkpoint directory.")
+    p.add_argument("--transformer", type=Path, required=True, help="VideoMAR's .pth or .safetensors")
+    p.add_argument("--tokenizer", type=Path, required=True, help="Cosmos: a diffusers directory or NVIDIA's archives")
+    p.add_argument("--text", type=Path, required=True, help="a Qwen2-family transformers directory")
+    p.add_argument("-o", "--output", type=Path, required=True, help="checkpoint directory to write")
+    p.add_argument("--weights", choices=("ema", "model"), default="ema")
+    p.add_argument("--system-prompt", default="", help="put in front of every prompt; its positions are dropped")
+    p.add_argument(
+        "--rope-split", type=_COUNT, nargs=3, metavar=("FRAME", "ROW", "COLUMN"), help="head channels an axis"
+    )
+    p.add_argument("--tokenizer-strides", type=_COUNT, nargs=2, metavar=("SPACE", "TIME"))
+    p.add_argument("--force", action="store_true")
 
     p = command("export", export, "Write a checkpoint's graphs as ONNX and check each against PyTorch.")
     p.add_argument("checkpoint", type=Path, help="checkpoint directory, such as models/demo")

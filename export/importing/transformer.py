@@ -7,6 +7,7 @@ channels are split, how many diffusion steps were trained) is the released model
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -26,7 +27,7 @@ def read_videomar(path: Path, weights: str = "ema") -> tuple[Tensors, str]:
     """
     if weights not in CHOICES:
         raise InputError(f"weights is {weights!r}, expected {' or '.join(CHOICES)}")
-    data = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
+    data: Any = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     if not isinstance(data, dict):
         raise ArtifactError(f"{path} holds {type(data).__name__}, expected a dictionary of tensors; get it again")
     found = [key for key in ("model_ema", "model") if isinstance(data.get(key), dict)]

@@ -72,7 +72,9 @@ class Cuda:
         if int(code):
             name, text = self._describe(code)
             mend = MENDS.get(int(code), "run it again; if it fails again, run `videomar doctor`")
-            raise CudaError(f"the GPU failed: {function} returned error {int(code)} ({name}, {text}); {mend}", int(code))
+            raise CudaError(
+                f"the GPU failed: {function} returned error {int(code)} ({name}, {text}); {mend}", int(code)
+            )
         return values[0] if len(values) == 1 else values
 
     def _release(self, function: str, *args: Any) -> None:

@@ -63,9 +63,20 @@ class OrtBackend:
             try:
                 session = ort.InferenceSession(str(file), options, providers=providers.of(self.specs[name]))
             except Exception as error:  # ONNX Runtime's own exception types are not public
-                raise ArtifactError(_why(file, manifest, error)) from None
+                raise self._not_loaded(file, manifest, error) from None
             providers.check(session.get_providers())
             self.sessions[name] = session
+
+    def _not_loaded(self, file: Path, manifest: Manifest, error: Exception) -> UserError:
+        if "opset" in str(error) or "Unsupported model IR version" in str(error):
+            return ArtifactError(
+                f"{file.name} uses ONNX opset {manifest.opset} ({manifest.emitter}), newer than ONNX Runtime "
+                f"{ort.__version__} runs; upgrade onnxruntime or export with --emitter portable"
+            )
+        if self._device != "cpu":
+            return device_failed(self._device, f"loading {file.name}", error)
+        why = str(error).splitlines()[0]
+        return ArtifactError(f"{file} cannot be loaded by ONNX Runtime ({why}); export the checkpoint again")
 
     def encode_text(self, ids: np.ndarray) -> np.ndarray:
         return self._run(TEXT_ENCODER, ids)
@@ -130,7 +141,9 @@ class OrtClip:
         cache = GrowingCache if backend.cache_tokens is None else FixedCache
         self._cache = cache(backend, self._step, plan, dtype)
 
-        self._sizes = {n: _Buffers(memory, n, plan, t.width, t.token_channels, dtype) for n in predicted_sizes(plan.counts)}
+        self._sizes = {
+            n: _Buffers(memory, n, plan, t.width, t.token_channels, dtype) for n in predicted_sizes(plan.counts)
+        }
         self._now = self._sizes[1]
         self._constant = {
             "timesteps": memory.zeros(plan.timesteps.shape, np.float32),
@@ -177,20 +190,9 @@ class OrtClip:
 class _Buffers:
     """What depends on the number of predicted tokens."""
 
-    def __init__(
-        self, memory: Memory, count: int, plan: ClipPlan, width: int, channels: int, dtype: np.dtype
-    ) -> None:
+    def __init__(self, memory: Memory, count: int, plan: ClipPlan, width: int, channels: int, dtype: np.dtype) -> None:
         self.predict = memory.zeros((count,), np.int64)
         self.z = memory.zeros((plan.branches, count, width), dtype)
         self.initial = memory.zeros((count, channels), np.float32)
         self.draws = memory.zeros((len(plan.timesteps), count, channels), np.float32)
         self.sampled = memory.zeros((count, channels), np.float32)
-
-
-def _why(file: Path, manifest: Manifest, error: Exception) -> str:
-    if "opset" in str(error) or "Unsupported model IR version" in str(error):
-        return (
-            f"{file.name} uses ONNX opset {manifest.opset} ({manifest.emitter}), newer than ONNX Runtime "
-            f"{ort.__version__} runs; upgrade onnxruntime or export with --emitter portable"
-        )
-    return f"{file} cannot be loaded by ONNX Runtime ({str(error).splitlines()[0]}); export the checkpoint again"

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 
-from videomar.errors import UserError
+from videomar.errors import DeviceError
 
 
 @dataclass(frozen=True)
@@ -160,15 +160,15 @@ class DeviceMemory:
             raise device_failed(self._device, what, error) from error
 
 
-def device_failed(device: str, what: str, error: Exception) -> UserError:
+def device_failed(device: str, what: str, error: Exception) -> DeviceError:
     """What a failure on a device means to whoever asked for a clip."""
     why = (str(error).strip() or type(error).__name__).splitlines()[0]
     if any(sign in str(error) for sign in ("Failed to allocate", "out of memory", "CUDA failure 2:")):
-        return UserError(
+        return DeviceError(
             f"{device} has too little memory for {what} ({why:.200}); ask for fewer --frames or a smaller --height and "
             "--width, or use --backend ort-cpu"
         )
-    return UserError(f"{device} failed in {what} ({why:.200}); see `videomar doctor`, or use --backend ort-cpu")
+    return DeviceError(f"{device} failed in {what} ({why:.200}); see `videomar doctor`, or use --backend ort-cpu")
 
 
 def concat_graph(dtype: np.dtype[Any]) -> bytes:

@@ -18,7 +18,7 @@ import onnxruntime as ort
 
 from videomar.artifacts import Manifest
 from videomar.config import ModelConfig
-from videomar.errors import UserError
+from videomar.errors import DeviceError
 from videomar.graphs import GraphSpec
 
 CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER = (
@@ -44,10 +44,10 @@ class Providers:
     copying: Sequence[Any] = ()  # those of the runtime's own copying graph
 
     def check(self, got: Sequence[str]) -> None:
-        """ONNX Runtime falls back to the CPU with a mere warning; raises UserError instead."""
+        """ONNX Runtime falls back to the CPU with a mere warning; raises DeviceError instead."""
         if self.wanted not in got:
-            raise UserError(
-                f"ONNX Runtime could not start {self.wanted} (its libraries do not load or do not fit), expected it for "
+            raise DeviceError(
+                f"ONNX Runtime could not start {self.wanted} (libraries missing or not fitting), expected it for "
                 f"--backend {self.backend}; `videomar doctor` says what is missing, or use --backend ort-cpu"
             )
 

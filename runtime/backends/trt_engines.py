@@ -6,7 +6,6 @@ clips, of K/V, or of who owns the memory it is given.
 
 from __future__ import annotations
 
-import importlib
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,21 +16,15 @@ from videomar.errors import ArtifactError, DeviceError, InputError
 from videomar.graphs import GraphSpec, TensorSpec
 
 Shape = tuple[int, ...]
-MODULES = {"trt": ("tensorrt",), "trt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+# Which option of `videomar build` widens which axis.
+OPTIONS = {
+    "--frames": ("frames", "t", "past", "total"),
+    "--height and --width": ("height", "width", "h", "w", "tokens"),
+    "--mask-steps": ("predicted",),
+    "--max-text": ("prompt", "text"),
+    "--branches": ("branches",),
+}
 DTYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "BOOL": "bool"}
-
-
-def load_module(name: str) -> ModuleType:
-    """The Python module of "trt" or "trt-rtx"; raises DeviceError where it is not installed."""
-    for module in MODULES[name]:
-        try:
-            return importlib.import_module(module)
-        except (ImportError, OSError):  # OSError: the package is there, its libraries are not
-            continue
-    raise DeviceError(
-        f"the Python package {MODULES[name][0]} is not installed or cannot load its libraries; "
-        "`videomar doctor` says what is missing, --backend ort-cpu needs none of it"
-    )
 
 
 def make_runtime(trt: ModuleType) -> tuple[Any, list[str]]:
@@ -64,7 +57,7 @@ class Engine:
     def __init__(
         self, trt: ModuleType, runtime: Any, errors: list[str], file: Path, spec: GraphSpec, rebuild: str
     ) -> None:
-        """rebuild: the command that mends an engine that does not fit, for messages.
+        """rebuild: how to make an engine that fits, for messages.
 
         Raises ArtifactError when TensorRT refuses the file or its tensors are not the contract's.
         """
@@ -73,12 +66,12 @@ class Engine:
         try:
             # Mapped, not read: on a Jetson the file's bytes and the engine share one memory.
             with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                self._engine = runtime.deserialize_cuda_engine(data)
+                self.raw = runtime.deserialize_cuda_engine(data)
         except OSError as error:
             raise ArtifactError(f"{file} cannot be read ({error.strerror}); {rebuild}") from None
         except ValueError:
             raise ArtifactError(f"{file} is empty; {rebuild}") from None
-        if self._engine is None:
+        if self.raw is None:
             raise ArtifactError(
                 f"{file} is not an engine for TensorRT {trt.__version__} on this GPU, or it is truncated"
                 f"{self.why()}; {rebuild}"
@@ -86,14 +79,17 @@ class Engine:
         self._check_contract(file)
 
     def _check_contract(self, file: Path) -> None:
-        engine, mode = self._engine, self.trt.TensorIOMode
-        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        for side, kind, tensors in (("input", mode.INPUT, self.spec.inputs), ("output", mode.OUTPUT, self.spec.outputs)):
+        mode, host = self.trt.TensorIOMode, self.trt.TensorLocation.HOST
+        names = [self.raw.get_tensor_name(i) for i in range(self.raw.num_io_tensors)]
+        for side, kind, tensors in (
+            ("input", mode.INPUT, self.spec.inputs),
+            ("output", mode.OUTPUT, self.spec.outputs),
+        ):
             wanted = {t.name: (t.dtype, len(t.axes)) for t in tensors}
             got = {
-                n: (DTYPES.get(engine.get_tensor_dtype(n).name, "unknown"), len(tuple(engine.get_tensor_shape(n))))
+                n: (DTYPES.get(self.raw.get_tensor_dtype(n).name, "unknown"), len(tuple(self.raw.get_tensor_shape(n))))
                 for n in names
-                if engine.get_tensor_mode(n) == kind
+                if self.raw.get_tensor_mode(n) == kind and self.raw.get_tensor_location(n) != host
             }
             if got != wanted:
                 odd = sorted(n for n in got.keys() | wanted.keys() if got.get(n) != wanted.get(n))[0]
@@ -106,8 +102,8 @@ class Engine:
     def device_memory(self) -> int:
         """Bytes that a context needs while it runs."""
         for name in ("device_memory_size_v2", "device_memory_size"):  # _v2 since 10.1; the other is gone in 11
-            if hasattr(self._engine, name):
-                return int(getattr(self._engine, name))
+            if hasattr(self.raw, name):
+                return int(getattr(self.raw, name))
         raise DeviceError(f"TensorRT {self.trt.__version__} is not a version this backend knows; run `videomar doctor`")
 
     def profile(self, sizes: Mapping[str, int]) -> int:
@@ -115,29 +111,29 @@ class Engine:
 
         Raises InputError naming the axis, what was asked and what the engine takes.
         """
-        refusal = ""
-        for index in range(self._engine.num_optimization_profiles):
-            refusal = refusal or self._refusal(index, sizes)
-            if not self._refusal(index, sizes):
+        refusals = []
+        for index in range(self.raw.num_optimization_profiles):
+            refusals.append(self._refusal(index, sizes))
+            if not refusals[-1]:
                 return index
-        raise InputError(f"{self.spec.name}.engine: {refusal}; ask for less, or {self.rebuild} with wider ranges")
+        raise InputError(f"{self.spec.name}.engine: {refusals[-1]}: {self.rebuild}")
 
     def _refusal(self, index: int, sizes: Mapping[str, int]) -> str:
         for tensor in self.spec.inputs:
-            built = tuple(self._engine.get_tensor_shape(tensor.name))
+            built = tuple(self.raw.get_tensor_shape(tensor.name))
             low, high = built, built
             if -1 in built:
-                low, _, high = (tuple(d) for d in self._engine.get_tensor_profile_shape(tensor.name, index))
+                low, _, high = (tuple(d) for d in self.raw.get_tensor_profile_shape(tensor.name, index))
             for axis, least, most in zip(tensor.axes, low, high, strict=True):
                 size = sizes[axis] if isinstance(axis, str) else axis
                 if not least <= size <= most:
                     takes = f"{least} to {most}" if least < most else f"{most}"
-                    return f"{axis} of {tensor.name!r} is {size}, it was built for {takes}"
+                    option = next((o for o, axes in OPTIONS.items() if axis in axes), "other options")
+                    return (
+                        f"{axis!r} of {tensor.name!r} would be {size}, it was built for {takes}; ask for another "
+                        f"clip, or build with other {option}"
+                    )
         return ""
-
-    def context(self, sizes: Mapping[str, int], block: int, stream: Any, profile: int | None = None) -> Context:
-        """A context for these sizes, working in the device memory at `block`."""
-        return Context(self, self._engine, self.profile(sizes) if profile is None else profile, sizes, block, stream)
 
     def failure(self, what: str) -> DeviceError:
         return DeviceError(f"TensorRT could not {what} of {self.spec.name}{self.why()}; run `videomar doctor`")
@@ -147,36 +143,32 @@ class Engine:
         return f" ({self._errors[-1].splitlines()[0].strip()})" if self._errors else ""
 
     def close(self) -> None:
-        self._engine = None
+        self.raw = None
 
 
 class Context:
-    """An execution context with fixed shapes; addresses are set as often as needed."""
+    """An execution context working in the device memory at `block`; give it sizes, then addresses, then enqueue."""
 
-    def __init__(
-        self, engine: Engine, raw: Any, profile: int, sizes: Mapping[str, int], block: int, stream: Any
-    ) -> None:
-        self.engine, self._stream = engine, stream
+    def __init__(self, engine: Engine, block: int, stream: Any) -> None:
+        self.engine, self._stream, self._profile = engine, stream, 0
         trt = engine.trt
-        try:
-            if hasattr(raw, "create_execution_context_without_device_memory"):  # gone in TensorRT-RTX
-                self._context = raw.create_execution_context_without_device_memory()
-            else:
-                self._context = raw.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-            if self._context is None:
-                raise engine.failure("make a context")
-            if raw.num_optimization_profiles > 1:
-                self._do("choose a profile", self._context.set_optimization_profile_async(profile, int(stream)))
-            if hasattr(self._context, "set_device_memory"):  # since 10.1
-                self._context.set_device_memory(block, engine.device_memory)
-            else:
-                self._context.device_memory = block
-            self._set_shapes(sizes)
-        except BaseException:
-            self.close()
-            raise
+        if hasattr(trt, "ExecutionContextAllocationStrategy"):
+            self._context = engine.raw.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        else:
+            self._context = engine.raw.create_execution_context_without_device_memory()
+        if self._context is None:
+            raise engine.failure("make a context")
+        if hasattr(self._context, "set_device_memory"):  # since 10.1
+            self._context.set_device_memory(block, engine.device_memory)
+        else:
+            self._context.device_memory = block
 
-    def _set_shapes(self, sizes: Mapping[str, int]) -> None:
+    def resize(self, sizes: Mapping[str, int]) -> None:
+        """Take these sizes of the contract's axes; the next enqueue must not be a captured one."""
+        profile = self.engine.profile(sizes)
+        if profile != self._profile:
+            self._do("choose a profile", self._context.set_optimization_profile_async(profile, int(self._stream)))
+            self._profile = profile
         for name, shape in shapes_of(self.engine.spec.inputs, sizes).items():
             self._do(f"take the shape {list(shape)} of {name!r}", self._context.set_input_shape(name, shape))
         if missing := self._context.infer_shapes():
@@ -194,6 +186,11 @@ class Context:
         """Where tensors lie, until bound elsewhere."""
         for name, address in addresses.items():
             self._do(f"bind {name!r}", self._context.set_tensor_address(name, address))
+
+    def bind_named(self, addresses: Mapping[str, int]) -> None:
+        """Bind every tensor that `addresses` has by its name."""
+        tensors = (*self.engine.spec.inputs, *self.engine.spec.outputs)
+        self.bind({t.name: addresses[t.name] for t in tensors if t.name in addresses})
 
     def enqueue(self) -> None:
         self._do("run a pass", self._context.execute_async_v3(int(self._stream)))

@@ -298,3 +298,21 @@ def test_a_model_in_shards_or_without_a_head_is_the_same(inputs: Path, tmp_path:
     got = load_file(tmp_path / "out" / "text_encoder.safetensors")
     assert got.keys() == {f"llm.{name}" for name in expected}
     assert all(torch.equal(got[f"llm.{name}"], tensor) for name, tensor in expected.items())
+
+
+def test_a_config_of_older_transformers_is_understood(inputs: Path, tmp_path: Path) -> None:
+    """Published ones hold `rope_theta` outside, and leave out what has its default value."""
+    made.write_qwen(inputs / "qwen", num_key_value_heads=4)
+    file = inputs / "qwen" / "config.json"
+    data = json.loads(file.read_text())
+    for name in ("rms_norm_eps", "hidden_act", "use_sliding_window", "rope_parameters", "layer_types"):
+        data.pop(name, None)
+    data |= {"rope_theta": 500000.0, "rope_scaling": None, "sliding_window": 32, "torch_dtype": "bfloat16"}
+    file.write_text(json.dumps(data))
+    text = run(inputs, tmp_path / "out").config.text
+    assert (text.rope_theta, text.kv_heads) == (500000.0, 4)
+    theirs, ours = Qwen2Model.from_pretrained(inputs / "qwen").float().eval(), load_checkpoint(tmp_path / "out")
+    ids = torch.randint(12, (1, 20))
+    with torch.no_grad():
+        expected = theirs(ids).last_hidden_state
+    torch.testing.assert_close(ours.text_encoder(ids), expected, rtol=0, atol=1e-6)

@@ -36,11 +36,13 @@ class VideoMAR(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, p in self.named_parameters():
-                if p.ndim < 2:
-                    p.copy_(torch.randn(p.shape, generator=generator) * 0.1 + float(name.endswith("norm.weight")))
+                noise = torch.randn(p.shape, generator=generator)
+                if p.ndim < 2:  # a norm's gain, or a bias
+                    p.copy_(0.1 * noise + float(name.endswith("weight")))
+                elif name.endswith(("mask_token", "fake_latent")):
+                    p.copy_(noise)
                 else:
-                    fan_in = p[0].numel() if p.ndim > 2 or "." in name else p.shape[-1]
-                    p.copy_(torch.randn(p.shape, generator=generator) / max(fan_in, 1) ** 0.5)
+                    p.copy_(noise / p[0].numel() ** 0.5)
         return self
 
 

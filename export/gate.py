@@ -1,0 +1,112 @@
+"""`videomar build --gate`: does a real builder, on a machine without a GPU, take every graph?
+
+Builds into a temporary directory and keeps nothing. Goes on after a failure, so that one run shows them all.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from videomar.artifacts import MANIFEST
+from videomar.errors import ArtifactError
+from videomar.export.engine import probe
+from videomar.export.linter import lint_file
+from videomar.export.profiles import ENGINES, Sizes
+from videomar.export.sources import BuildOptions, Source, jobs, open_source, weights_bytes
+from videomar.export.workers import failure, free_memory, run_job
+
+PROVES = (
+    "{builder}, ahead of time, no GPU used. It proves that every graph parses, that types and shapes fit, and that "
+    "kernels exist for them.\nIt proves no numbers, no speed, and nothing of a Jetson: those engines are built by "
+    "another TensorRT, on the board."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one graph."""
+
+    graph: str
+    emitter: str
+    precision: str
+    engine_bytes: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    error: str = ""
+    note: str = ""
+
+
+def gate(
+    directories: list[Path],
+    options: BuildOptions,
+    graphs: tuple[str, ...] = ENGINES,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Iterator[Row]:
+    """Build every graph of artifact directories; of a checkpoint, export every emitter and precision first (torch).
+
+    Yields a row as soon as it is known; one with an error should have built. Raises UserError where nothing can be
+    tried.
+    """
+    with tempfile.TemporaryDirectory(prefix="videomar-gate-") as scratch:
+        folder, seen = Path(scratch), set()
+        here, _ = probe(options.builder, folder)
+        for directory in _artifacts(directories, options, folder, progress):
+            source = open_source(directory, options)
+            m = source.manifest
+            for name in graphs:
+                key = (m.files[f"{name}.onnx"].sha256, str(source.profiles[name]))
+                if key in seen:  # only the transformer differs between emitters
+                    yield Row(name, m.emitter, m.precision, note="the same graph as above")
+                    continue
+                seen.add(key)
+                progress(f"{m.emitter} {m.precision} {name}")
+                yield _row(source, name, options, here, folder)
+            if directory.parent == folder and (m.emitter, m.precision) == ("native", "fp16"):
+                why = "not exported: TensorRT has no kernel for FP32 Attention"
+                yield Row("transformer_step", "native", "fp32", note=why)
+
+
+def _row(source: Source, name: str, options: BuildOptions, here: object, folder: Path) -> Row:
+    job = jobs(source, folder, options, here)[name] | {"load": False}  # type: ignore[arg-type]
+    found, free = lint_file(source.directory / f"{name}.onnx"), free_memory()
+    outcome = run_job(job, folder)
+    what = (name, source.manifest.emitter, source.manifest.precision)
+    peak = outcome.get("peak_bytes", 0)
+    Path(job["engine"]).unlink(missing_ok=True)
+    if "error" in outcome:
+        why = failure(name, outcome, weights_bytes(source, name), job["workspace"], free, Path("-"))
+        return Row(*what, peak_bytes=peak, error="; ".join([str(why), *map(str, found)]))
+    errors = "; ".join(map(str, found))  # it builds and is wrong: what the linter is for
+    return Row(*what, outcome["bytes"], outcome["seconds"], peak, error=errors)
+
+
+def _artifacts(
+    directories: list[Path], options: BuildOptions, folder: Path, progress: Callable[[str], None]
+) -> Iterator[Path]:
+    for directory in directories:
+        if (directory / MANIFEST).is_file():
+            yield directory
+        elif (directory / "config.json").is_file():
+            yield from _exported(directory, options, folder, progress)
+        else:
+            raise ArtifactError(
+                f"{directory} is neither an artifact directory ({MANIFEST}) nor a checkpoint (config.json)"
+            )
+
+
+def _exported(checkpoint: Path, options: BuildOptions, folder: Path, progress: Callable[[str], None]) -> Iterator[Path]:
+    from videomar.config import ModelConfig
+    from videomar.export.export import export_checkpoint
+
+    config = ModelConfig.from_json((checkpoint / "config.json").read_text(encoding="utf-8"))
+    sizes, t = Sizes.of(config, **options.sizes), config.tokenizer
+    frames = 1 + (sizes.frames - 1) // t.temporal_stride
+    cache = max(64, frames * (sizes.height // t.spatial_stride) * (sizes.width // t.spatial_stride))
+    for emitter, precision in (("portable", "fp16"), ("portable", "fp32"), ("native", "fp16")):
+        progress(f"exporting {checkpoint.name}, {emitter} {precision}")
+        out = folder / f"{emitter}-{precision}"
+        export_checkpoint(checkpoint, out, precision, emitter, cache if emitter == "native" else None)
+        yield out

@@ -1,0 +1,163 @@
+"""TensorRT and TensorRT-RTX: the backend of the engine directories that `videomar build` writes.
+
+Loads engines, owns the stream and the one block of device memory that all contexts share, and runs the graphs that run
+once a clip; what runs in the loop is `trt_clip`. Knows nothing of how engines are built, or of masks and schedules.
+
+Needs `tensorrt` or `tensorrt_rtx`, cuda-python and numpy, and imports the first two only when a backend is opened.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from videomar.artifacts import Manifest
+from videomar.errors import ArtifactError
+from videomar.fingerprint import Machine, check_fingerprint, this_machine
+from videomar.graphs import (
+    HEAD_CONDITION,
+    HEAD_STEP,
+    TEXT_ENCODER,
+    TEXT_KEY_VALUES,
+    TOKENIZER_DECODER,
+    TOKENIZER_ENCODER,
+    TRANSFORMER_STEP,
+    contract,
+)
+from videomar.runtime.backends.base import ClipPlan
+from videomar.runtime.backends.cuda import Cuda, Memory
+from videomar.runtime.backends.trt_buffers import SMALLER
+from videomar.runtime.backends.trt_clip import Device, TrtClip
+from videomar.runtime.backends.trt_engines import Context, Engine, make_runtime
+from videomar.runtime.backends.trt_memory import Cache, FixedCache, GrowingCache
+from videomar.runtime.backends.trt_module import load_tensorrt
+
+MODULES = {"trt": "tensorrt", "trt-rtx": "tensorrt-rtx"}
+ONCE = (TEXT_ENCODER, TEXT_KEY_VALUES, TOKENIZER_ENCODER, TOKENIZER_DECODER)
+NEEDED = (*ONCE, TRANSFORMER_STEP, HEAD_CONDITION, HEAD_STEP)
+
+
+class TrtBackend:
+    """All engines of an engine directory on the current GPU."""
+
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        name: str = "trt",
+        check: Callable[[Manifest, Machine], None] = check_fingerprint,
+        capture: bool = True,
+    ) -> None:
+        """name: "trt" or "trt-rtx". check: raises ArtifactError for engines of another machine. capture: use graphs.
+
+        Raises ArtifactError for engines that are not this GPU's, this TensorRT's or this export's, DeviceError for a
+        GPU that is missing, too small or failing. Whatever is raised, nothing stays allocated.
+        """
+        self.name, self.config, self._capture = name, manifest.config, capture
+        self.execution = ""  # of the last clip begun: "cuda-graphs" or "enqueue"
+        self._rebuild = _rebuild(directory, manifest)
+        if manifest.kind != "engine":
+            raise ArtifactError(f"{directory} holds ONNX graphs, TensorRT needs engines made of them; {self._rebuild}")
+        self._cache_tokens: int | None = manifest.extra.get("cache_tokens")
+        if manifest.emitter == "native" and self._cache_tokens is None:
+            raise ArtifactError(
+                f"{directory} has a K/V cache of any length, TensorRT wants a fixed one; export with --emitter native "
+                f"--cache-tokens N, then {self._rebuild}"
+            )
+        self.specs = contract(manifest.config, manifest.precision, manifest.emitter == "native", self._cache_tokens)
+        self._dtype = np.dtype(self.specs[TRANSFORMER_STEP].outputs[0].dtype)
+        self._clips: weakref.WeakSet[TrtClip] = weakref.WeakSet()
+        self._stack = ExitStack()
+        try:
+            trt, rtx = load_tensorrt(MODULES[name])
+            try:
+                check(manifest, this_machine(trt.__version__, rtx))
+            except ArtifactError as error:
+                raise ArtifactError(f"{directory}: {error}") from None
+            self._open(directory, trt)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, directory: Path, trt: ModuleType) -> None:
+        """Stream, engines, memory, contexts; released the other way round."""
+        files = {name: directory / f"{name}.engine" for name in NEEDED}
+        for file in files.values():
+            if not file.is_file():
+                raise ArtifactError(f"{file} is missing, expected an engine; {self._rebuild}")
+        self._cuda = cuda = Cuda()
+        cuda.require_memory(sum(f.stat().st_size for f in files.values()), "loading the engines", SMALLER)
+        self._stream = cuda.stream()
+        self._stack.callback(cuda.destroy_stream, self._stream)
+        runtime, errors = make_runtime(trt)
+        engines: dict[str, Engine] = {}
+        for name, file in files.items():
+            engines[name] = Engine(trt, runtime, errors, file, self.specs[name], self._rebuild)
+            self._stack.callback(engines[name].close)
+        block = max(engine.device_memory for engine in engines.values())
+        cuda.require_memory(block, "the engines' working memory", f"close what else uses the GPU, or {self._rebuild}")
+        memory = Memory(cuda)
+        self._stack.callback(memory.close)
+        address = memory.device(block)
+        contexts: dict[str, Context] = {}
+        for name in ONCE:
+            contexts[name] = Context(engines[name], address, self._stream)
+            self._stack.callback(contexts[name].close)
+        self._device = Device(cuda, self._stream, address, engines, contexts)
+
+    def encode_text(self, ids: np.ndarray) -> np.ndarray:
+        return self._run(TEXT_ENCODER, ids)
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        return self._run(TOKENIZER_ENCODER, pixels)
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        return self._run(TOKENIZER_DECODER, latents)
+
+    def _run(self, name: str, value: np.ndarray) -> np.ndarray:
+        """A graph of one input and one output, once; memory for this call only, the host waits."""
+        given, made = self.specs[name].inputs[0], self.specs[name].outputs[0]
+        context, cuda, stream = self._device.contexts[name], self._cuda, self._stream
+        value = np.ascontiguousarray(value, given.dtype)
+        context.resize({a: n for a, n in zip(given.axes, value.shape, strict=True) if isinstance(a, str)})
+        result = np.empty(context.output_shape(made.name), made.dtype)
+        cuda.require_memory(value.nbytes + result.nbytes, f"running {name}", SMALLER)
+        with ExitStack() as stack:
+            memory = Memory(cuda)
+            stack.callback(memory.close)
+            source, target = memory.device(value.nbytes), memory.device(result.nbytes)
+            stack.callback(cuda.drain, stream)
+            context.bind({given.name: source, made.name: target})
+            cuda.upload(source, value.ctypes.data, value.nbytes, stream)
+            context.enqueue()
+            cuda.download(result.ctypes.data, target, result.nbytes, stream)
+            cuda.synchronize(stream)
+        return result
+
+    def begin(self, states: np.ndarray, plan: ClipPlan) -> TrtClip:
+        t, cache = self.config.transformer, self._cache_tokens
+        kept: Cache = (
+            GrowingCache(t, plan, self._dtype)
+            if cache is None
+            else FixedCache(t, plan, self._dtype, cache, self._rebuild)
+        )
+        clip = TrtClip(self._device, self.config, self._dtype, kept, states, plan, self._capture)
+        self._clips.add(clip)
+        self.execution = clip.execution
+        return clip
+
+    def close(self) -> None:
+        """Clips, contexts, memory, engines, stream; again is harmless."""
+        for clip in list(self._clips):
+            clip.close()
+        self._stack.close()
+
+
+def _rebuild(directory: Path, manifest: Manifest) -> str:
+    command = manifest.extra.get("fingerprint", {}).get("command") or f"videomar build ONNX_DIR -o {directory}"
+    return f"run `{command}`"

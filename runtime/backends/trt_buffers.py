@@ -1,0 +1,154 @@
+"""All memory of one clip beside TensorRT's own, allocated once: where each tensor lies, and the uploads that fill it.
+
+Knows the contract's shapes. Knows nothing of engines, contexts or graphs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from videomar.config import ModelConfig
+from videomar.graphs import layer_names
+from videomar.runtime.backends.base import ClipPlan
+from videomar.runtime.backends.cuda import Cuda, Memory
+from videomar.runtime.backends.trt_memory import Cache, Fields, Upload, aligned, size_of
+
+SMALLER = "ask for fewer frames or a smaller size, or close what else uses the GPU"
+
+
+class Buffers:
+    """at: tensor (or buffer) -> address. Rows beyond those asked for repeat the first, so that shapes never change."""
+
+    def __init__(
+        self, cuda: Cuda, stream: Any, config: ModelConfig, dtype: np.dtype, cache: Cache, plan: ClipPlan, text: int
+    ) -> None:
+        """text: tokens of the prompt. Raises DeviceError when there is too little memory, before asking for any."""
+        self._cuda, self._stream, self._plan = cuda, stream, plan
+        self._config, self._dtype = config, dtype
+        self.rows, self.steps = max(plan.counts), len(plan.timesteps)
+        # One row a diffusion step, each at an address that TensorRT takes.
+        self.draw_pitch = aligned(size_of((self.rows, config.transformer.token_channels), np.float32))
+        self.coefficient_pitch = aligned(size_of((6,), np.float32))
+        self.time_pitch = aligned(size_of((config.head.width,), dtype))
+        sizes = self._sizes(cache, text)
+        uploads = self._uploads()
+        need = sum(sizes.values()) + sum(Upload.size(fields) for fields in uploads)
+        cuda.require_memory(need, f"a clip of {plan.frames} latent frames of {plan.tokens} tokens", SMALLER)
+        self._memory, self._sent = Memory(cuda), []
+        try:
+            self.at = {name: self._memory.device(size) for name, size in sizes.items()}
+            shape = (self.rows, config.transformer.token_channels)
+            self._sampled = self._memory.pinned(size_of(shape, np.float32)).view(np.float32).reshape(shape)
+            # Two slots: the pass that stores a frame and the first of the next frame are not waited for in between.
+            for fields, slots in zip(uploads, (2, 1, 1), strict=True):
+                self._sent.append(upload := Upload(cuda, self._memory, stream, fields, slots))
+                self.at |= upload.addresses
+        except BaseException:
+            self.close()
+            raise
+
+    def _sizes(self, cache: Cache, text: int) -> dict[str, int]:
+        plan, t, width = self._plan, self._config.transformer, self._config.head.width
+        state = size_of((self.rows, t.token_channels), np.float32)
+        per_text = size_of((2, t.heads, text, t.head_dim), self._dtype)
+        return {
+            "states": size_of((text, self._config.text.width), self._dtype),
+            **dict.fromkeys(layer_names("text", t.depth), per_text),
+            **cache.buffers,
+            "z": size_of((plan.branches, self.rows, t.width), self._dtype),
+            "condition": size_of((plan.branches, self.rows, width), self._dtype),
+            "time": size_of((self.steps, width), self._dtype),
+            "times": self.steps * self.time_pitch,
+            "x 0": state,
+            "x 1": state,
+        }
+
+    def _uploads(self) -> tuple[Fields, Fields, Fields]:
+        """What goes up with every pass, with every mask step, and once."""
+        plan, t, rows = self._plan, self._config.transformer, self.rows
+        tables = ((plan.tokens, t.head_dim // 2), self._dtype)
+        return (
+            {
+                "tokens": ((plan.tokens, t.token_channels), np.float32),
+                "masked": ((plan.tokens,), np.bool_),
+                "predict": ((rows,), np.int64),
+                "rope_cos": tables,
+                "rope_sin": tables,
+                "start": ((plan.branches,), np.int64),
+            },
+            {
+                "guidance": ((1,), np.float32),
+                "initial": ((rows, t.token_channels), np.float32),
+                "draws": ((self.steps, self.draw_pitch // 4), np.float32),
+            },
+            {
+                "timesteps": ((self.steps,), np.float32),
+                "coefficients": ((self.steps, self.coefficient_pitch // 4), np.float32),
+            },
+        )
+
+    def at_step(self, step: int) -> dict[str, int]:
+        """Addresses of one diffusion step: row `step` of each table, and x from one buffer to the other."""
+        return {
+            "x": self.at[f"x {(step + 1) % 2}"] if step else self.at["initial"],
+            "next": self.at[f"x {step % 2}"],
+            "step_time": self.at["times"] + step * self.time_pitch,
+            "step_coefficients": self.at["coefficients"] + step * self.coefficient_pitch,
+            "draw": self.at["draws"] + step * self.draw_pitch,
+        }
+
+    def send_first(self, states: np.ndarray) -> None:
+        """Text states and the clip's schedule, and zeros as inputs of the passes that warm up."""
+        states = np.ascontiguousarray(states, self._dtype)
+        self._cuda.upload(self.at["states"], states.ctypes.data, states.nbytes, self._stream)
+        constants = self._sent[2].fill()
+        constants["timesteps"][:] = self._plan.timesteps
+        constants["coefficients"][:, :6] = self._plan.coefficients
+        for upload in self._sent:
+            upload.send()
+        self.wait()  # `states` ends here
+
+    def spread_times(self) -> None:
+        """The embedded step numbers, packed as the engine writes them, to rows that TensorRT can be given."""
+        row = size_of((self._config.head.width,), self._dtype)
+        self._cuda.copy_rows(self.at["times"], self.time_pitch, self.at["time"], row, row, self.steps, self._stream)
+
+    def send_pass(
+        self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray, start: int
+    ) -> None:
+        """Inputs of one transformer pass, from token `start` on."""
+        into, count = self._sent[0].fill(), len(predict)
+        into["tokens"][:], into["masked"][:] = tokens, masked
+        into["predict"][:count], into["predict"][count:] = predict, predict[0]
+        into["rope_cos"][:], into["rope_sin"][:] = cos, sin
+        into["start"][:] = start
+        self._sent[0].send()
+
+    def send_noise(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> None:
+        """Inputs of one diffusion loop."""
+        into, (count, channels) = self._sent[1].fill(), initial.shape
+        into["guidance"][0] = guidance
+        into["initial"][:count], into["initial"][count:] = initial, initial[0]
+        rows = into["draws"][:, : self.rows * channels].reshape(self.steps, self.rows, channels)
+        rows[:, :count], rows[:, count:] = draws, draws[:, :1]
+        self._sent[1].send()
+
+    def read_sampled(self, count: int) -> np.ndarray:
+        """Wait for the loop and read its first rows: [count, C] float32, the caller's own."""
+        rows = self._sampled[:count]
+        self._cuda.download(rows.ctypes.data, self.at_step(self.steps - 1)["next"], rows.nbytes, self._stream)
+        self.wait()
+        return rows.copy()
+
+    def wait(self) -> None:
+        """Until the stream has done everything."""
+        self._cuda.synchronize(self._stream)
+        for upload in self._sent:
+            upload.arrived()
+
+    def close(self) -> None:
+        for upload in self._sent:
+            upload.close()
+        self._memory.close()

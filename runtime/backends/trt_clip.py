@@ -1,0 +1,178 @@
+"""One clip on TensorRT: allocates once, warms up, captures one graph per number of finished frames and one for the
+whole diffusion loop, and then only uploads inputs, launches, and reads back sampled tokens.
+
+Shapes never change inside a clip. Knows nothing of masks or schedules.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from videomar.config import ModelConfig
+from videomar.graphs import HEAD_CONDITION, HEAD_STEP, TEXT_KEY_VALUES, TRANSFORMER_STEP
+from videomar.runtime.backends.base import ClipPlan
+from videomar.runtime.backends.cuda import CaptureRefused, Cuda
+from videomar.runtime.backends.trt_buffers import Buffers
+from videomar.runtime.backends.trt_engines import Context, Engine
+from videomar.runtime.backends.trt_memory import Cache
+from videomar.runtime.backends.trt_replay import Replay
+
+log = logging.getLogger(__name__)
+
+GRAPHS, ENQUEUE = "cuda-graphs", "enqueue"
+
+
+@dataclass(frozen=True)
+class Device:
+    """What every clip of a backend shares. All work goes through one stream, so one block serves every context."""
+
+    cuda: Cuda
+    stream: Any
+    block: int
+    engines: Mapping[str, Engine]
+    contexts: Mapping[str, Context]  # of the graphs that run once a clip
+
+
+class TrtClip:
+    """Device state of one generation. execution: "cuda-graphs" or "enqueue", whichever it came to."""
+
+    def __init__(
+        self,
+        device: Device,
+        config: ModelConfig,
+        dtype: np.dtype,
+        cache: Cache,
+        states: np.ndarray,
+        plan: ClipPlan,
+        capture: bool = True,
+    ) -> None:
+        self._device, self._tokens, self._cache, self._finished = device, plan.tokens, cache, 0
+        text, self._steps = states.shape[1], len(plan.timesteps)
+        sizes = {
+            "branches": plan.branches,
+            "tokens": plan.tokens,
+            "text": text,
+            "predicted": max(plan.counts),
+            "steps": self._steps,
+        }
+        by_frame = [sizes | cache.sizes(finished) for finished in range(plan.frames)]
+        self.execution, self._open = ENQUEUE, True
+        self._passes: list[Replay] = []
+        self._stack = ExitStack()
+        try:
+            self._check_profiles(sizes, by_frame)
+            self._buffers = self._owned(Buffers(device.cuda, device.stream, config, dtype, cache, plan, text))
+            self._run_text(sizes, states)
+            self._make_passes(by_frame)
+            self._make_loop(sizes)
+            self._warm_up()
+            if capture:
+                self._capture()
+        except BaseException:
+            self.close()
+            raise
+
+    def _owned(self, owner: Any) -> Any:
+        self._stack.callback(owner.close)
+        return owner
+
+    # ---- before the first frame
+
+    def _check_profiles(self, sizes: Mapping[str, int], by_frame: list[dict[str, int]]) -> None:
+        """Refuse what the engines were not built for before anything is allocated."""
+        engines = self._device.engines
+        for each in reversed(by_frame):  # the largest first, so that it is the one named
+            engines[TRANSFORMER_STEP].profile(each)
+        for name in (TEXT_KEY_VALUES, HEAD_CONDITION, HEAD_STEP):
+            engines[name].profile(sizes)
+
+    def _run_text(self, sizes: Mapping[str, int], states: np.ndarray) -> None:
+        """Text K/V, once a clip; always of both branches, of which a clip without guidance reads the first."""
+        context = self._device.contexts[TEXT_KEY_VALUES]
+        context.resize(sizes)
+        context.bind_named(self._buffers.at)
+        self._buffers.send_first(states)
+        context.enqueue()
+
+    def _context(self, name: str, sizes: Mapping[str, int]) -> Context:
+        context: Context = self._owned(Context(self._device.engines[name], self._device.block, self._device.stream))
+        context.resize(sizes)
+        context.bind_named(self._buffers.at)
+        return context
+
+    def _make_passes(self, by_frame: list[dict[str, int]]) -> None:
+        """A context of its own for every number of finished frames: capture freezes its shapes and addresses."""
+        for finished, sizes in enumerate(by_frame):
+            context = self._context(TRANSFORMER_STEP, sizes)
+            context.bind(self._cache.bindings(finished, self._buffers.at))
+            self._passes.append(self._replay(context.enqueue, context))
+
+    def _make_loop(self, sizes: Mapping[str, int]) -> None:
+        self._condition = self._context(HEAD_CONDITION, sizes)
+        self._diffuse = self._context(HEAD_STEP, sizes)
+        self._loop = self._replay(self._enqueue_loop, self._condition, self._diffuse)
+
+    def _replay(self, enqueue: Callable[[], None], *contexts: Context) -> Replay:
+        return Replay(self._device.cuda, self._device.stream, enqueue, lambda: all(c.capturable for c in contexts))
+
+    def _enqueue_loop(self) -> None:
+        """Conditions once, then every diffusion step with addresses of its own."""
+        self._condition.enqueue()
+        for step in range(self._steps):
+            self._diffuse.bind(self._buffers.at_step(step))
+            self._diffuse.enqueue()
+
+    def _warm_up(self) -> None:
+        """Run everything once, uncaptured, on inputs of zeros: TensorRT may allocate now, and not later."""
+        for each in self._passes:
+            each.run()
+        self._condition.enqueue()  # the step numbers are the clip's, so their embeddings are too
+        self._buffers.spread_times()
+        self._loop.run()
+        self._buffers.wait()
+
+    def _capture(self) -> None:
+        every = [*self._passes, self._loop]
+        for each in every:
+            self._stack.callback(each.close)
+        try:
+            for each in every:
+                each.capture()
+        except CaptureRefused as error:
+            for each in every:
+                each.close()
+            log.warning("TensorRT runs by plain enqueue, which is slower: no CUDA graph could be captured (%s)", error)
+            return
+        self.execution = GRAPHS
+        log.info("TensorRT runs %d CUDA graphs for the transformer and 1 for the head", len(self._passes))
+
+    # ---- frames
+
+    def step(
+        self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
+    ) -> None:
+        self._buffers.send_pass(tokens, masked, predict, cos, sin, self._finished * self._tokens)
+        self._passes[self._finished].run()
+
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        """As the protocol says; reading the result back is the one time that a mask step waits for the device."""
+        self._buffers.send_noise(guidance, initial, draws)
+        self._loop.run()
+        return self._buffers.read_sampled(len(initial))
+
+    def keep(self) -> None:
+        self._finished += 1  # the next pass has other addresses or lengths; nothing is moved
+
+    def close(self) -> None:
+        """Graphs, then contexts, then memory; again is harmless."""
+        if self._open:
+            self._open = False
+            self._device.cuda.drain(self._device.stream)
+        self._passes = []
+        self._stack.close()

@@ -1,0 +1,155 @@
+"""What a clip keeps on the device beside TensorRT's own memory: uploads through pinned memory, and K/V of frames.
+
+Knows addresses and bytes. Knows nothing of engines, or of what the numbers mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from videomar.config import TransformerConfig
+from videomar.errors import InputError
+from videomar.graphs import layer_names
+from videomar.runtime.backends.base import ClipPlan
+from videomar.runtime.backends.cuda import Cuda, Memory
+
+Fields = Mapping[str, tuple[tuple[int, ...], Any]]  # name -> shape, dtype
+ALIGNMENT = 256  # of every address that TensorRT is given
+
+
+def aligned(size: int) -> int:
+    """The next multiple of ALIGNMENT."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def size_of(shape: tuple[int, ...], dtype: Any) -> int:
+    """Bytes of a tensor."""
+    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+
+
+class Upload:
+    """Arrays that go to the device together, in one asynchronous copy from pinned memory.
+
+    With several slots the host fills one while another is still being copied. A slot is waited for only if it was
+    sent and nothing since then (`arrived`) says that it came.
+    """
+
+    def __init__(self, cuda: Cuda, memory: Memory, stream: Any, fields: Fields, slots: int = 1) -> None:
+        self._cuda, self._stream = cuda, stream
+        self._events: list[Any] = []
+        self._on_the_way = [False] * slots
+        self._at = 0
+        offsets, size = {}, 0
+        for name, (shape, dtype) in fields.items():
+            offsets[name] = size
+            size += aligned(size_of(shape, dtype))
+        self._size = size
+        base = memory.device(size)
+        self.addresses = {name: base + offset for name, offset in offsets.items()}
+        self._pinned = [memory.pinned(size) for _ in range(slots)]
+        self._views = [
+            {
+                name: pinned[offsets[name] : offsets[name] + size_of(shape, dtype)].view(dtype).reshape(shape)
+                for name, (shape, dtype) in fields.items()
+            }
+            for pinned in self._pinned
+        ]
+        try:
+            for _ in range(slots):
+                self._events.append(cuda.event())
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def size(fields: Fields) -> int:
+        """Bytes that these arrays take on the device."""
+        return sum(aligned(size_of(shape, dtype)) for shape, dtype in fields.values())
+
+    def fill(self) -> dict[str, np.ndarray]:
+        """The arrays to write before `send`."""
+        if self._on_the_way[self._at]:
+            self._cuda.wait(self._events[self._at])
+            self._on_the_way[self._at] = False
+        return self._views[self._at]
+
+    def send(self) -> None:
+        """Copy what was written, in stream order, and turn to the next slot."""
+        base = min(self.addresses.values())
+        self._cuda.upload(base, self._pinned[self._at].ctypes.data, self._size, self._stream)
+        self._cuda.record(self._events[self._at], self._stream)
+        self._on_the_way[self._at] = True
+        self._at = (self._at + 1) % len(self._events)
+
+    def arrived(self) -> None:
+        """The stream was waited for: every slot can be written again."""
+        self._on_the_way = [False] * len(self._on_the_way)
+
+    def close(self) -> None:
+        while self._events:
+            self._cuda.destroy_event(self._events.pop())
+
+
+class Cache(Protocol):
+    """K/V of finished frames and the current one."""
+
+    buffers: dict[str, int]  # name -> bytes, to be allocated by the caller
+
+    def sizes(self, finished: int) -> dict[str, int]:
+        """The contract's axes `past` and `total` after this many frames."""
+
+    def bindings(self, finished: int, addresses: Mapping[str, int]) -> dict[str, int]:
+        """Tensor -> address for a pass over the frame that follows; `addresses` are those of `buffers`."""
+
+
+class GrowingCache:
+    """Exactly as many tokens as count, in two buffers a tensor: a pass reads one and writes the other.
+
+    The graph's own Concat moves finished K/V; keeping a frame only changes which buffer is read.
+    """
+
+    def __init__(self, t: TransformerConfig, plan: ClipPlan, dtype: np.dtype) -> None:
+        self._plan, self._names = plan, (layer_names("past", t.depth), layer_names("present", t.depth))
+        frame = size_of((plan.branches, t.heads, plan.tokens, t.head_dim), dtype)
+        # After n frames a pass writes n + 1 into the buffer of that parity; the shorter one never holds the last.
+        longest = {plan.frames % 2: plan.frames, (plan.frames + 1) % 2: plan.frames - 1}
+        self.buffers = {
+            f"{name} {parity}": frame * frames for name in self._names[0] for parity, frames in longest.items()
+        }
+
+    def sizes(self, finished: int) -> dict[str, int]:
+        return {"past": finished * self._plan.tokens, "total": (finished + 1) * self._plan.tokens}
+
+    def bindings(self, finished: int, addresses: Mapping[str, int]) -> dict[str, int]:
+        read, written = finished % 2, (finished + 1) % 2
+        bound = {}
+        for past, present in zip(*self._names, strict=True):
+            bound[past], bound[present] = addresses[f"{past} {read}"], addresses[f"{past} {written}"]
+        return bound
+
+
+class FixedCache:
+    """One buffer a tensor, as long as the engine's, bound as input and output; the graph writes the frame in place."""
+
+    def __init__(self, t: TransformerConfig, plan: ClipPlan, dtype: np.dtype, length: int, rebuild: str) -> None:
+        need = plan.frames * plan.tokens
+        if need > length:
+            raise InputError(
+                f"the clip needs K/V of {need} tokens, these engines hold {length}; ask for fewer frames, or export "
+                f"with --cache-tokens {need} and {rebuild}"
+            )
+        self._plan, self._names = plan, (layer_names("past", t.depth), layer_names("present", t.depth))
+        size = size_of((plan.branches, t.heads, length, t.head_dim), dtype)
+        self.buffers = dict.fromkeys(self._names[0], size) | {"reach": size_of((need,), np.float32)}
+
+    def sizes(self, finished: int) -> dict[str, int]:
+        return {"past": finished * self._plan.tokens, "total": (finished + 1) * self._plan.tokens}
+
+    def bindings(self, finished: int, addresses: Mapping[str, int]) -> dict[str, int]:
+        bound = {"reach": addresses["reach"]}
+        for past, present in zip(*self._names, strict=True):
+            bound[past] = bound[present] = addresses[past]
+        return bound

@@ -1,0 +1,200 @@
+"""A whole VideoMAR small enough to export and run in tests: config, checkpoint, artifacts, one file a graph.
+
+Tracing is what costs (seconds a graph, whatever its widths), so nothing is traced twice in a session, and a graph
+that several artifact directories share is traced once. PyTorch is imported only when a fixture needs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+from videomar.artifacts import read_manifest, write_directory, write_manifest
+from videomar.config import HeadConfig, ModelConfig, SamplingConfig, TextConfig, TokenizerConfig, TransformerConfig
+from videomar.graphs import GRAPHS, TRANSFORMER_STEP, contract
+
+if TYPE_CHECKING:
+    from videomar.model.head import DiffusionHead
+    from videomar.model.videomar import VideoMAR
+
+CACHE_TOKENS = 64  # of the artifacts with a cache of fixed length
+
+
+class GraphFile(Protocol):
+    def __call__(
+        self, name: str, precision: str = "fp32", emitter: str = "portable", cache_tokens: int | None = None
+    ) -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """Strides of the demo, everything else as small as it goes; with a system prompt of four words."""
+    return ModelConfig(
+        name="tiny",
+        tokenizer=TokenizerConfig(
+            encoder_channels=(8, 8, 8, 8),
+            decoder_channels=(8, 8, 8, 8),
+            layers_per_block=0,
+            attention_resolutions=(),
+            resolution=64,
+            spatial_stride=8,
+            latent_scale=1.5,
+        ),
+        text=TextConfig(
+            vocab_size=32,
+            width=16,
+            depth=1,
+            heads=2,
+            kv_heads=1,
+            mlp_width=16,
+            rope_theta=1e4,
+            max_positions=64,
+            max_tokens=8,
+            system_prompt="still a white square ",
+        ),
+        transformer=TransformerConfig(width=32, depth=2, heads=2, head_dim=16, rope_split=(8, 4, 4)),
+        head=HeadConfig(width=48, depth=2, time_features=32, train_steps=20),
+        sampling=SamplingConfig(frames=17, height=16, width=24, mask_steps=3, head_steps=4, clip=1.0),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_config: ModelConfig) -> Path:
+    """Seeded random weights whose tokens and pixels stay near one."""
+    from videomar.demo.words import write_tokenizer
+    from videomar.model.videomar import VideoMAR, save_checkpoint
+
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    model = VideoMAR(tiny_config).randomize(0)
+    _tame(model.diffusion_head)
+    for p in model.video_tokenizer.vae.decoder.conv_out.conv_t.parameters():
+        p.data.mul_(0.15)  # or most pixels are cut at -1 and 1
+    save_checkpoint(model, directory)
+    write_tokenizer(directory / "tokenizer.json")
+    return directory
+
+
+def _tame(head: DiffusionHead) -> None:
+    """Make the head random around "the noise is x itself", as a trained one says of pure noise.
+
+    Sampling starts by dividing by the signal power, so that any other head returns numbers of thousands.
+    """
+    import torch
+
+    large, channels = 30.0, head.final_layer.linear.out_features // 2
+    linear, modulation = head.final_layer.linear, head.final_layer.adaLN_modulation[1]
+    scaled = [(head.input_proj, 0.02), (linear, 0.01), (modulation, 1e-4)]
+    for block in head.res_blocks:
+        scaled += [(block.mlp[2], 0.02), (block.adaLN_modulation[1], 0.3)]
+    # x and -x keep the mean at zero; a large constant beside them makes the last LayerNorm a division by a constant.
+    rest = head.config.width - 2 * channels
+    with torch.no_grad():
+        for layer, factor in scaled:
+            layer.weight.mul_(factor)
+            layer.bias.mul_(factor)
+        head.input_proj.weight[: 2 * channels] = torch.cat([torch.eye(channels), -torch.eye(channels)])
+        head.input_proj.bias[2 * channels :] += large * (-1.0) ** torch.arange(rest)
+        linear.weight[:channels, :channels] += torch.eye(channels) * large * (rest / head.config.width) ** 0.5
+        linear.weight[channels:, :channels] *= 30 * large  # the variance may vary
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_checkpoint: Path) -> VideoMAR:
+    """The PyTorch reference of every tiny graph."""
+    from videomar.model.videomar import load_checkpoint
+
+    return load_checkpoint(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tiny_prefix(tiny_config: ModelConfig) -> int:
+    """Ids of the system prompt, counted by hand."""
+    return len(tiny_config.text.system_prompt.split())
+
+
+@pytest.fixture(scope="session")
+def tiny_artifacts(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    """All that `videomar export` writes: FP32, portable."""
+    from videomar.export.export import export_checkpoint
+
+    out = tmp_path_factory.mktemp("artifacts") / "portable"
+    export_checkpoint(tiny_checkpoint, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_graph(
+    tmp_path_factory: pytest.TempPathFactory, tiny_artifacts: Path, tiny_model: VideoMAR, tiny_prefix: int
+) -> GraphFile:
+    """(graph, precision, emitter, cache tokens) -> its file; only the transformer's differs between emitters."""
+    import torch
+
+    from videomar.export.build import GraphBuilder
+    from videomar.export.emitters import EMITTERS
+    from videomar.export.export import DTYPES
+    from videomar.export.onnx_files import save
+
+    directory = tmp_path_factory.mktemp("graphs")
+
+    @functools.cache
+    def builder(precision: str, emitter: str, cache_tokens: int | None) -> GraphBuilder:
+        specs = contract(tiny_model.config, precision, EMITTERS[emitter].in_place, cache_tokens)
+        return GraphBuilder(tiny_model, specs, EMITTERS[emitter], DTYPES[precision], tiny_prefix)
+
+    def file(name: str, precision: str = "fp32", emitter: str = "portable", cache_tokens: int | None = None) -> Path:
+        if name != TRANSFORMER_STEP:
+            emitter, cache_tokens = "portable", None
+        if (precision, emitter) == ("fp32", "portable"):
+            return tiny_artifacts / f"{name}.onnx"
+        path = directory / f"{precision}-{emitter}-{cache_tokens}-{name}.onnx"
+        if not path.exists():
+            with torch.inference_mode():
+                save(builder(precision, emitter, cache_tokens).build(name), path)
+        return path
+
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_native(tmp_path_factory: pytest.TempPathFactory, tiny_artifacts: Path, tiny_graph: GraphFile) -> Path:
+    """Artifacts of the native emitter, FP32: K/V written in place into a cache that grows with the clip."""
+    return _variant(tmp_path_factory, tiny_artifacts, tiny_graph, "fp32", "native", None)
+
+
+@pytest.fixture(scope="session")
+def tiny_fixed(tmp_path_factory: pytest.TempPathFactory, tiny_artifacts: Path, tiny_graph: GraphFile) -> Path:
+    """Artifacts of the native emitter, FP32, with a cache of CACHE_TOKENS tokens."""
+    return _variant(tmp_path_factory, tiny_artifacts, tiny_graph, "fp32", "native", CACHE_TOKENS)
+
+
+@pytest.fixture(scope="session")
+def tiny_half(tmp_path_factory: pytest.TempPathFactory, tiny_artifacts: Path, tiny_graph: GraphFile) -> Path:
+    """Artifacts of the portable emitter, FP16."""
+    return _variant(tmp_path_factory, tiny_artifacts, tiny_graph, "fp16", "portable", None)
+
+
+def _variant(
+    factory: pytest.TempPathFactory,
+    portable: Path,
+    graph: GraphFile,
+    precision: str,
+    emitter: str,
+    cache_tokens: int | None,
+) -> Path:
+    """The directory that export would write, from graphs already traced."""
+    from videomar.export.emitters import EMITTERS
+
+    out = factory.mktemp("artifacts") / "variant"
+    changes: dict[str, Any] = {"precision": precision, "emitter": emitter, "opset": EMITTERS[emitter].opset}
+    changes |= {"extra": {"cache_tokens": cache_tokens}, "checks": {}}
+    with write_directory(out) as directory:
+        os.link(portable / "tokenizer.json", directory / "tokenizer.json")
+        for name in GRAPHS:
+            os.link(graph(name, precision, emitter, cache_tokens), directory / f"{name}.onnx")
+        write_manifest(directory, dataclasses.replace(read_manifest(portable), **changes))
+    return out

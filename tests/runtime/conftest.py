@@ -1,0 +1,117 @@
+"""Engines that the fake TensorRT can run, and a rig that opens the real backend on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from videomar.artifacts import Manifest, read_manifest
+from videomar.graphs import DIFFUSION_HEAD, GRAPHS
+from videomar.runtime.backends.trt import TrtBackend
+
+# What the fake engines take, per axis of the contract: one size of frame, clips of up to 4 latent frames.
+RANGES = {
+    "branches": (1, 2),
+    "prompt": (1, 32),
+    "text": (1, 8),
+    "frames": (1, 25),
+    "height": (16, 16),
+    "width": (24, 24),
+    "t": (1, 4),
+    "h": (2, 2),
+    "w": (3, 3),
+    "tokens": (6, 6),
+    "past": (0, 18),
+    "total": (6, 24),
+    "predicted": (1, 5),
+    "steps": (1, 10),
+}
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+fake_gpu, fake_tensorrt, plain_loop = (_load(name) for name in ("fake_gpu", "fake_tensorrt", "plain_loop"))
+
+
+class Rig:
+    """A fake GPU with the engines of an artifact directory. `open` gives the real backend."""
+
+    def __init__(self, artifacts: Path, engines: Path) -> None:
+        self.artifacts, self.engines = artifacts, engines
+        self.onnx = read_manifest(artifacts)
+        self.manifest: Manifest = dataclasses.replace(
+            self.onnx, kind="engine", extra=self.onnx.extra | {"fingerprint": {"command": "videomar build A -o B"}}
+        )
+        self.gpu = fake_gpu.FakeGpu()
+        self.build()
+
+    def build(self, graph: str | None = None, **changes: Any) -> None:
+        """Write every engine or one; changes: ranges, version, gpu."""
+        ranges = RANGES | changes.pop("ranges", {})
+        for name in [graph] if graph else [n for n in GRAPHS if n != DIFFUSION_HEAD]:
+            onnx = self.artifacts / f"{name}.onnx"
+            fake_tensorrt.write_engine(self.engines / f"{name}.engine", onnx, ranges, **changes)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch, old: bool = False) -> None:
+        """Put the fakes where the backend imports from."""
+        monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.tensorrt_module(self.gpu, old))
+        module = fake_gpu.cuda_module(self.gpu)
+        for name in ("cuda", "cuda.bindings"):
+            monkeypatch.setitem(sys.modules, name, ModuleType(name))
+        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", module)
+
+    def open(self, **options: Any) -> TrtBackend:
+        return TrtBackend(self.engines, self.manifest, **{"check": lambda manifest, machine: None, **options})
+
+    def plain(self) -> Any:
+        """The same graphs in ONNX Runtime, run one after another."""
+        return plain_loop.PlainBackend(self.artifacts, self.onnx, fake_tensorrt.session)
+
+
+@pytest.fixture
+def make_rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Rig]]:
+    """(artifacts) -> a Rig; at the end no rule was broken and nothing is left on the GPU."""
+    rigs = []
+
+    def make(artifacts: Path, old: bool = False) -> Rig:
+        rigs.append(rig := Rig(artifacts, tmp_path))
+        rig.install(monkeypatch, old)
+        return rig
+
+    yield make
+    for rig in rigs:
+        assert rig.gpu.leaked() == {}
+        assert rig.gpu.faults == []
+
+
+@pytest.fixture(scope="session")
+def portable(request: pytest.FixtureRequest) -> Path:
+    """Graphs of the portable emitter; VIDEOMAR_TEST_ARTIFACTS names a directory where an earlier run left them."""
+    return _artifacts(request, "portable", "tiny_artifacts")
+
+
+@pytest.fixture(scope="session")
+def native(request: pytest.FixtureRequest) -> Path:
+    """Graphs of the native emitter, with a K/V cache of fixed length."""
+    return _artifacts(request, "fixed", "tiny_fixed")
+
+
+def _artifacts(request: pytest.FixtureRequest, name: str, fixture: str) -> Path:
+    if kept := os.environ.get("VIDEOMAR_TEST_ARTIFACTS"):
+        return Path(kept, name)
+    return request.getfixturevalue(fixture)

@@ -1,0 +1,89 @@
+"""The graphs of an artifact directory run one after another, as plainly as ONNX Runtime allows: the TensorRT tests'
+other opinion. No binding, no buffers, the diffusion loop in Python. Rows are padded as for TensorRT: matrix products of
+another height may round otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videomar.artifacts import Manifest
+from videomar.graphs import layer_names
+from videomar.runtime.backends.base import ClipPlan
+
+Arrays = list[np.ndarray]
+
+
+class PlainBackend:
+    """session: ONNX file -> ONNX Runtime session."""
+
+    name = "plain"
+
+    def __init__(self, directory: Path, manifest: Manifest, session: Callable[[str], Any]) -> None:
+        self.directory, self.session, self.t = directory, session, manifest.config.transformer
+        self.dtype = np.float16 if manifest.precision == "fp16" else np.float32
+        self.cache: int | None = manifest.extra.get("cache_tokens")
+
+    def run(self, graph: str, feeds: dict[str, np.ndarray]) -> Arrays:
+        return self.session(str(self.directory / f"{graph}.onnx")).run(None, feeds)
+
+    def encode_text(self, ids: np.ndarray) -> np.ndarray:
+        return self.run("text_encoder", {"ids": ids})[0]
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        return self.run("tokenizer_encoder", {"pixels": pixels})[0]
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        return self.run("tokenizer_decoder", {"latents": latents})[0]
+
+    def begin(self, states: np.ndarray, plan: ClipPlan) -> PlainClip:
+        return PlainClip(self, states, plan)
+
+    def close(self) -> None: ...
+
+
+class PlainClip:
+    """`kept` collects the finished K/V after every frame, [branches, heads, tokens so far, dim] each."""
+
+    def __init__(self, backend: PlainBackend, states: np.ndarray, plan: ClipPlan) -> None:
+        self.backend, self.plan, self.rows = backend, plan, max(plan.counts)
+        self.text = [a[: plan.branches] for a in backend.run("text_key_values", {"states": states})]
+        t = backend.t
+        shape = (plan.branches, t.heads, backend.cache or 0, t.head_dim)
+        self.past: Arrays = [np.zeros(shape, backend.dtype) for _ in range(2 * t.depth)]
+        self.kept: list[Arrays] = []
+        self.finished = 0
+
+    def padded(self, values: np.ndarray, axis: int = 0) -> np.ndarray:
+        """Repeat the first row up to the clip's most."""
+        return np.concatenate([values, *[values.take([0], axis)] * (self.rows - values.shape[axis])], axis)
+
+    def step(self, tokens: Any, masked: Any, predict: Any, cos: Any, sin: Any) -> None:
+        backend, plan = self.backend, self.plan
+        feeds = {"tokens": np.ascontiguousarray(tokens), "masked": masked, "predict": self.padded(predict)}
+        feeds |= {"rope_cos": cos.astype(backend.dtype), "rope_sin": sin.astype(backend.dtype)}
+        feeds |= dict(zip(layer_names("text", backend.t.depth), self.text, strict=True))
+        feeds |= dict(zip(layer_names("past", backend.t.depth), self.past, strict=True))
+        if backend.cache:
+            feeds["start"] = np.full(plan.branches, self.finished * plan.tokens, np.int64)
+            feeds["reach"] = np.zeros((self.finished + 1) * plan.tokens, np.float32)
+        self.z, *self.present = backend.run("transformer_step", feeds)
+
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        run = self.backend.run
+        time, condition = run("head_condition", {"timesteps": self.plan.timesteps, "z": self.z})
+        x, draws = self.padded(initial), self.padded(draws, 1)
+        for step_time, coefficients, draw in zip(time, self.plan.coefficients, draws, strict=True):
+            feeds = {"x": x, "step_time": step_time, "step_coefficients": coefficients, "draw": draw}
+            (x,) = run("head_step", feeds | {"condition": condition, "guidance": np.array([guidance], np.float32)})
+        return x[: len(initial)]
+
+    def keep(self) -> None:
+        self.past, self.finished = self.present, self.finished + 1
+        self.kept.append([a[:, :, : self.finished * self.plan.tokens] for a in self.past])
+
+    def close(self) -> None: ...
