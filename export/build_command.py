@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
         optimization_level=args.optimization_level,
     )
     if args.gate:
-        return _gate(args.directories, options)
+        return _gate(args.directories, args.preset, options)
     if len(args.directories) != 1 or args.output is None:
         raise InputError("give one artifact directory and -o ENGINES (several, and no -o, only with --gate)")
     directory, output = args.directories[0], args.output
@@ -51,15 +51,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _gate(directories: list[Path], options: BuildOptions) -> int:
-    from videomar.export.gate import PROVES, gate  # needs the onnx package, which a board may lack
+def _gate(directories: list[Path], preset: str | None, options: BuildOptions) -> int:
+    if bool(directories) == bool(preset):
+        raise InputError("--gate takes either artifact directories (or checkpoints), or --preset")
+    from videomar.export.gate import PROVES, gate, gate_preset  # needs the onnx package, which a board may lack
 
     if options.builder == "auto":  # the one that needs no GPU
         options = dataclasses.replace(options, builder="tensorrt-rtx")
     print(f"{'graph':18} {'emitter':8} {'type':4} {'engine MiB':>10} {'seconds':>8} {'peak GiB':>8}")
     failed = tried = 0
     with tqdm(total=0, leave=False, disable=None, bar_format="{desc} [{elapsed}]") as bar:
-        for row in gate(directories, options, progress=bar.set_description):
+        say = bar.set_description
+        rows = gate_preset(preset, options, progress=say) if preset else gate(directories, options, progress=say)
+        for row in rows:
             line = f"{row.graph:18} {row.emitter:8} {row.precision:4} "
             if row.error:
                 line += f"FAILED: {row.error}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -76,14 +77,21 @@ def check_graph(
     """
     options = ort.SessionOptions()
     options.log_severity_level = 3  # the in-place cache is not bound in place here, which is only worth a note
-    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own exception types are not public
+        raise ParityError(
+            f"graph {spec.name}: ONNX Runtime {ort.__version__} cannot load it ({_line(error)}); upgrade onnxruntime or "
+            "export with --emitter portable"
+        ) from None
     for side, values, wanted in (
         ("input", session.get_inputs(), spec.inputs),
         ("output", session.get_outputs(), spec.outputs),
     ):
-        got = [(v.name, len(v.shape)) for v in values]
-        if got != [(t.name, len(t.axes)) for t in wanted]:
-            raise ParityError(f"graph {spec.name}: its {side}s are not the contract's; export it again")
+        pairs = zip_longest(((v.name, len(v.shape)) for v in values), ((t.name, len(t.axes)) for t in wanted))
+        for got, want in pairs:
+            if got != want:
+                raise ParityError(f"graph {spec.name}: {side} {_named(got)}, the contract has {_named(want)}")
     errors: dict[str, float] = {}
     dtypes = {t.name: t.dtype for t in spec.inputs}
     for case in CASES:
@@ -91,8 +99,14 @@ def check_graph(
         if spec.name == TRANSFORMER_STEP and in_place:
             feeds = _as_cache(feeds, case, cache_tokens)
         feeds = {name: value.astype(dtypes[name]) for name, value in feeds.items()}
-        for tensor, got in zip(spec.outputs, session.run(None, feeds), strict=True):
+        try:
+            outputs = session.run(None, feeds)
+        except Exception as error:
+            raise ParityError(f"graph {spec.name}: cannot run ({_line(error)}); case {case}") from None
+        for tensor, got in zip(spec.outputs, outputs, strict=True):
             want = expected[tensor.name]
+            if got.dtype.name != tensor.dtype:
+                raise ParityError(f"graph {spec.name}: {tensor.name!r} is {got.dtype}, the contract says {tensor.dtype}")
             if cache_tokens and tensor.name.startswith("present_"):
                 got = got[:, :, : want.shape[2]]
             if got.shape != want.shape:
@@ -108,6 +122,14 @@ def check_graph(
             kind = tensor.name.rstrip("0123456789").rstrip("_")
             errors[kind] = max(errors.get(kind, 0.0), error)
     return errors
+
+
+def _line(error: Exception) -> str:
+    return f"{str(error).splitlines()[0]:.200}"
+
+
+def _named(tensor: tuple[str, int] | None) -> str:
+    return "nothing" if tensor is None else f"{tensor[0]!r} of rank {tensor[1]}"
 
 
 def _as_cache(feeds: Feeds, case: Case, fixed: int | None) -> Feeds:

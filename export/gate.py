@@ -5,18 +5,22 @@ Builds into a temporary directory and keeps nothing. Goes on after a failure, so
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from videomar.artifacts import MANIFEST
-from videomar.errors import ArtifactError
+from videomar.artifacts import MANIFEST, FileEntry, Manifest
+from videomar.config import PRESETS, ModelConfig
+from videomar.errors import ArtifactError, InputError
 from videomar.export.engine import probe
 from videomar.export.linter import lint_file
-from videomar.export.profiles import ENGINES, Sizes
+from videomar.export.profiles import ENGINES, Sizes, axis_ranges, profile
 from videomar.export.sources import BuildOptions, Source, jobs, open_source, weights_bytes
 from videomar.export.workers import failure, free_memory, run_job
+from videomar.graphs import TRANSFORMER_STEP, contract
 
 PROVES = (
     "{builder}, ahead of time, no GPU used. It proves that every graph parses, that types and shapes fit, and that "
@@ -69,6 +73,51 @@ def gate(
                 yield Row("transformer_step", "native", "fp32", note=why)
 
 
+def gate_preset(
+    preset: str,
+    options: BuildOptions,
+    graphs: tuple[str, ...] = ENGINES,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Iterator[Row]:
+    """Build every graph of a preset with random FP16 weights, one on the disk at a time; torch makes them.
+
+    At full size FP32 would double the memory and prove nothing more: it builds at demo size.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"preset is {preset!r}, expected one of {', '.join(PRESETS)}; change --preset")
+    config = PRESETS[preset]
+    sizes = Sizes.of(config, **options.sizes)
+    with tempfile.TemporaryDirectory(prefix="videomar-gate-") as scratch:
+        folder = Path(scratch)
+        here, _ = probe(options.builder, folder)
+        for emitter, opset, cache in (("portable", 18, None), ("native", 24, _cache_tokens(config, sizes))):
+            specs, ranges = contract(config, "fp16", cache is not None, cache), axis_ranges(config, sizes, 0, cache)
+            for name in graphs if cache is None else [TRANSFORMER_STEP]:  # only it differs between emitters
+                progress(f"exporting {emitter} fp16 {name}")
+                words = [preset, name, emitter, str(cache or 0), str(folder)]
+                made = subprocess.run(
+                    [sys.executable, "-m", "videomar.export.random_graphs", *words], capture_output=True, text=True
+                )
+                if made.returncode:
+                    last = (made.stderr.strip().splitlines() or [f"code {made.returncode}"])[-1]
+                    yield Row(name, emitter, "fp16", error=f"it could not be exported: {last}")
+                    continue
+                files = {f.name: FileEntry(f.stat().st_size, "") for f in folder.glob(f"{name}.onnx*")}
+                manifest = Manifest("onnx", "fp16", emitter, opset, config, files=files)
+                profiles = {n: profile(specs[n], ranges) for n in ENGINES}
+                progress(f"building {emitter} fp16 {name}")
+                yield _row(Source(folder, manifest, specs, profiles, sizes), name, options, here, folder)
+                for file in files:
+                    (folder / file).unlink()
+
+
+def _cache_tokens(config: ModelConfig, sizes: Sizes) -> int:
+    """Length of a cache for the largest clip; export wants at least 64."""
+    t = config.tokenizer
+    frames = 1 + (sizes.frames - 1) // t.temporal_stride
+    return max(64, frames * (sizes.height // t.spatial_stride) * (sizes.width // t.spatial_stride))
+
+
 def _row(source: Source, name: str, options: BuildOptions, here: object, folder: Path) -> Row:
     job = jobs(source, folder, options, here)[name] | {"load": False}  # type: ignore[arg-type]
     found, free = lint_file(source.directory / f"{name}.onnx"), free_memory()
@@ -98,13 +147,10 @@ def _artifacts(
 
 
 def _exported(checkpoint: Path, options: BuildOptions, folder: Path, progress: Callable[[str], None]) -> Iterator[Path]:
-    from videomar.config import ModelConfig
     from videomar.export.export import export_checkpoint
 
     config = ModelConfig.from_json((checkpoint / "config.json").read_text(encoding="utf-8"))
-    sizes, t = Sizes.of(config, **options.sizes), config.tokenizer
-    frames = 1 + (sizes.frames - 1) // t.temporal_stride
-    cache = max(64, frames * (sizes.height // t.spatial_stride) * (sizes.width // t.spatial_stride))
+    cache = _cache_tokens(config, Sizes.of(config, **options.sizes))
     for emitter, precision in (("portable", "fp16"), ("portable", "fp32"), ("native", "fp16")):
         progress(f"exporting {checkpoint.name}, {emitter} {precision}")
         out = folder / f"{emitter}-{precision}"

@@ -119,25 +119,17 @@ def onnxruntime_on_gpu(f: Facts) -> Iterator[Problem]:
         return
     if gpu.name and not has_cuda and gpu.sm not in JETSON_SMS:
         yield Problem(f"{gpu.name} is not used by ONNX Runtime, which has no CUDA provider here", CUDA_WHEEL)
-    if has_cuda and cuda_too_new(f):
-        yield Problem(f"ONNX Runtime {cuda_too_new(f)}", _newer_driver(f, "onnxruntime-gpu"), broken=True)
+    if has_cuda and (why := cuda_too_new(f, ort.cuda)):
+        mend = "update the driver (CUDA 13 needs 580 or newer), or install an onnxruntime-gpu that is built for CUDA "
+        yield Problem(f"ONNX Runtime {why}", mend + str(_major(gpu.cuda)), broken=True)
     elif has_cuda and gpu.name and (why := dict(ort.errors).get("cuda")):
         yield Problem(f"ONNX Runtime's CUDA provider cannot be loaded: {why}", CUDA_WHEEL, broken=True)
 
 
-def cuda_too_new(f: Facts) -> str:
-    """How ONNX Runtime's CUDA is newer than the driver's, "" if it is not."""
+def cuda_too_new(f: Facts, cuda: str) -> str:
+    """How something built for that CUDA is too new for the driver, "" if it is not or nobody knows."""
     driver = _major(f.gpu.cuda)
-    if not driver or _major(f.ort.cuda) <= driver:
-        return ""
-    return f"is built for CUDA {f.ort.cuda}, the driver runs at most CUDA {f.gpu.cuda}"
-
-
-def _newer_driver(f: Facts, package: str) -> str:
-    return (
-        f"update the driver (CUDA 13 needs 580 or newer), or install an {package} that is built for CUDA "
-        f"{_major(f.gpu.cuda)}"
-    )
+    return f"is built for CUDA {cuda}, the driver runs at most CUDA {f.gpu.cuda}" if 0 < driver < _major(cuda) else ""
 
 
 def tensorrt_fits(f: Facts) -> Iterator[Problem]:
@@ -152,12 +144,9 @@ def tensorrt_fits(f: Facts) -> Iterator[Problem]:
         yield Problem(
             f"TensorRT's Python package is not installed{library}; the GPU runs fastest with it", _tensorrt(f)
         )
-    if f.tensorrt.version and _major(f.gpu.cuda) and f.tensorrt_cuda > _major(f.gpu.cuda):
-        yield Problem(
-            f"TensorRT's wheel is built for CUDA {f.tensorrt_cuda}, the driver runs at most CUDA {f.gpu.cuda}",
-            f"pip uninstall tensorrt && pip install tensorrt-cu{_major(f.gpu.cuda)}, or update the driver",
-            broken=True,
-        )
+    if f.tensorrt.version and (why := cuda_too_new(f, str(f.tensorrt_cuda))):
+        mend = f"pip uninstall tensorrt && pip install tensorrt-cu{_major(f.gpu.cuda)}, or update the driver"
+        yield Problem(f"TensorRT's wheel {why}", mend, broken=True)
     if f.rtx.error:
         yield Problem(f"TensorRT-RTX cannot be loaded ({f.rtx.error})", "pip install -U tensorrt-rtx", broken=True)
     elif f.rtx.version and f.gpu.sm and int(f.gpu.sm) not in RTX_SMS:
@@ -181,8 +170,8 @@ def cuda_python_fits(f: Facts) -> Iterator[Problem]:
     wanted = f"pip install 'cuda-python=={cuda}.*'" if cuda else "pip install cuda-python"
     if f.gpu.name and f.tensorrt.version and not f.cuda_python:
         yield Problem("cuda-python is not installed, engines cannot run without it", wanted)
-    if cuda and _major(f.cuda_python) > cuda:
-        yield Problem(f"cuda-python is {f.cuda_python}, the driver runs at most CUDA {f.gpu.cuda}", wanted, broken=True)
+    if why := cuda_too_new(f, f.cuda_python):
+        yield Problem(f"cuda-python {why}", wanted, broken=True)
 
 
 def kernels_load(f: Facts) -> Iterator[Problem]:

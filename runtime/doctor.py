@@ -110,6 +110,9 @@ def _missing(name: str, facts: Facts, seen: System) -> str:
         found = facts.tensorrt if name == "trt" else facts.rtx
         if problem := found.error or missing_for_engines(name, seen):
             return problem
+        for what, cuda in (("TensorRT", str(facts.tensorrt_cuda)), ("cuda-python", facts.cuda_python)):
+            if (name == "trt" or what == "cuda-python") and (why := cuda_too_new(facts, cuda)):
+                return f"{what} {why}"
         if name == "trt":
             old = numbers(found.version)[:2] < TENSORRT_LEAST
             return f"TensorRT {found.version} is older than {'.'.join(map(str, TENSORRT_LEAST))}" if old else ""
@@ -120,7 +123,7 @@ def _missing(name: str, facts: Facts, seen: System) -> str:
         return ""
     if facts.gpu.sm in JETSON_SMS:
         return f"the public wheel of onnxruntime-gpu has no kernels for {facts.gpu.name}"
-    if why := cuda_too_new(facts):
+    if why := cuda_too_new(facts, facts.ort.cuda):
         return f"ONNX Runtime {why}"
     errors = dict(facts.ort.errors)
     return errors.get("cuda", "") or (errors.get("tensorrt", "") if name == "ort-trt" else "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -255,6 +254,8 @@ def _check_checkpoint(checkpoint: Path, output: Path) -> None:
         raise InputError(f"{checkpoint} {'is a file' if checkpoint.exists() else 'does not exist'}, {expected}")
     if (checkpoint / MANIFEST).is_file():
         raise InputError(f"{checkpoint} is an artifact directory, {expected}; give the one it was made from")
+    if not (checkpoint / "config.json").is_file():
+        raise InputError(f"{checkpoint} has no config.json, {expected}; give one, or copy the whole directory again")
     if checkpoint.resolve().is_relative_to(output.resolve()):
         raise InputError(f"{output} holds the checkpoint itself, which is never replaced; give another place with -o")
 
@@ -293,9 +294,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
     """A whole number of an option, in its range."""
+    expected = f"at least {least}" if most is None else f"{least} to {most}"
 
     def convert(text: str) -> int:
-        expected = f"{least} to {most}" if most is not None else f"at least {least}"
         try:
             value = int(text)
         except ValueError:
@@ -307,15 +308,19 @@ def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
     return convert
 
 
-def _number(text: str) -> float:
-    """A finite number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"is {text!r}, expected a number") from None
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"is {text}, expected a finite number of at least 0")
-    return value
+def _number(least: float, most: float) -> Callable[[str], float]:
+    """A number of an option, in its range; never NaN."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"is {text!r}, expected a number, {least} to {most}") from None
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"is {text}, expected {least} to {most}")
+        return value
+
+    return convert
 
 
 _COUNT, _PIXELS, _THREADS, _SEED = _whole(1), _whole(1, 16384), _whole(1, 1024), _whole(0, 2**63 - 1)
@@ -372,17 +377,17 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--width", type=_PIXELS, help="of the video, pixels")
     p.add_argument("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
     p.add_argument("--head-steps", type=_COUNT, help="diffusion steps a token")
-    p.add_argument("--guidance-scale", type=_number, help="1 turns guidance off and halves the work")
+    p.add_argument("--guidance-scale", type=_number(0, 1000), help="1 turns guidance off and halves the work")
     p.add_argument(
-        "--temperature", type=_number, help="factor on the diffusion noise (default: the paper's progressive)"
+        "--temperature", type=_number(0, 1000), help="factor on the diffusion noise (default: the paper's progressive)"
     )
     p.add_argument("--seed", type=_SEED, default=0)
-    p.add_argument("--fps", type=_number, default=24)
+    p.add_argument("--fps", type=_number(0.1, 1000), default=24)
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs it (default: what is best here)")
 
     p = command("build", build, "Build TensorRT engines of an artifact directory, on the machine that runs them.")
-    p.add_argument("directories", type=Path, nargs="+", metavar="DIR", help="artifact directory of `videomar export`")
+    p.add_argument("directories", type=Path, nargs="*", metavar="DIR", help="artifact directory of `videomar export`")
     p.add_argument("-o", "--output", type=Path, help="engine directory to write")
     p.add_argument("--frames", type=_COUNT, help="pixel frames of the longest clip, 1 + 8k")
     p.add_argument("--height", type=_PIXELS, help="of the largest picture, pixels")
@@ -409,6 +414,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--gate", action="store_true", help="only try: build artifacts or a checkpoint with TensorRT-RTX, no GPU"
     )
+    p.add_argument(
+        "--preset", help="with --gate: this model with random weights instead, such as videomar-1.4b (torch)"
+    )
     p.add_argument("--force", action="store_true", help="replace the directory even if it is up to date or not ours")
 
     p = command("inspect", inspect, "Show what a checkpoint or artifact directory holds.")
@@ -434,7 +442,9 @@ def _parser() -> argparse.ArgumentParser:
     p = command("train", train, "Train the demo model: the tokenizer first, then the transformer.")
     p.add_argument("part", choices=("tokenizer", "transformer"))
     p.add_argument("-o", "--output", type=Path, required=True, help="checkpoint directory")
-    p.add_argument("--minutes", type=_number, default=60, help="the learning rate reaches zero then, or at --steps")
+    p.add_argument(
+        "--minutes", type=_number(0, 10**6), default=60, help="the learning rate reaches zero then, or at --steps"
+    )
     p.add_argument("--steps", type=_COUNT, default=1_000_000)
     p.add_argument("--seed", type=_SEED, default=0)
     p.add_argument("--threads", type=_THREADS)

@@ -2,7 +2,7 @@
 
 Knows streams, events, memory and graphs. Knows nothing of TensorRT, of models, or of what is computed.
 
-Releasing never raises: what a release reports is an earlier failure, and whoever cleans up has to go on. It is logged.
+Releasing never raises: what a release reports is an earlier failure, and whoever cleans up has to go on.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Cuda:
         try:
             self._call(function, *args)
         except CudaError as error:
-            log.warning("while releasing: %s", error)
+            log.debug("while releasing: %s", error)
 
     def _describe(self, code: Any) -> tuple[str, str]:
         text = self._api.cudaGetErrorString(code)[1]

@@ -108,6 +108,7 @@ class TrtBackend:
         for name in ONCE:
             contexts[name] = Context(engines[name], address, self._stream)
             self._stack.callback(contexts[name].close)
+        self._stack.callback(cuda.drain, self._stream)
         self._device = Device(cuda, self._stream, address, engines, contexts)
 
     def encode_text(self, ids: np.ndarray) -> np.ndarray:
@@ -130,8 +131,8 @@ class TrtBackend:
         with ExitStack() as stack:
             memory = Memory(cuda)
             stack.callback(memory.close)
+            stack.callback(cuda.drain, stream)  # whatever happens, nothing is in flight when memory goes
             source, target = memory.device(value.nbytes), memory.device(result.nbytes)
-            stack.callback(cuda.drain, stream)
             context.bind({given.name: source, made.name: target})
             cuda.upload(source, value.ctypes.data, value.nbytes, stream)
             context.enqueue()

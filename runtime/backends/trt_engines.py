@@ -76,7 +76,11 @@ class Engine:
                 f"{file} is not an engine for TensorRT {trt.__version__} on this GPU, or it is truncated"
                 f"{self.why()}; {rebuild}"
             )
-        self._check_contract(file)
+        try:
+            self._check_contract(file)
+        except BaseException:
+            self.close()
+            raise
 
     def _check_contract(self, file: Path) -> None:
         mode, host = self.trt.TensorIOMode, self.trt.TensorLocation.HOST
@@ -150,25 +154,38 @@ class Context:
     """An execution context working in the device memory at `block`; give it sizes, then addresses, then enqueue."""
 
     def __init__(self, engine: Engine, block: int, stream: Any) -> None:
-        self.engine, self._stream, self._profile = engine, stream, 0
-        trt = engine.trt
-        if hasattr(trt, "ExecutionContextAllocationStrategy"):
-            self._context = engine.raw.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        else:
-            self._context = engine.raw.create_execution_context_without_device_memory()
+        self.engine, self._block, self._stream = engine, block, stream
+        self._profile: int | None = None
+        self._context = self._make()
         if self._context is None:
             raise engine.failure("make a context")
-        if hasattr(self._context, "set_device_memory"):  # since 10.1
-            self._context.set_device_memory(block, engine.device_memory)
-        else:
-            self._context.device_memory = block
+
+    def _make(self) -> Any:
+        """One that allocates no working memory of its own."""
+        trt = self.engine.trt
+        strategy = getattr(trt, "ExecutionContextAllocationStrategy", None)
+        if strategy is None:
+            return self.engine.raw.create_execution_context_without_device_memory()
+        kernels = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if kernels is None:
+            return self.engine.raw.create_execution_context(strategy.USER_MANAGED)
+        # TensorRT-RTX compiles kernels for the shapes it meets, by default in the background: a graph would be
+        # captured with the slow ones that stand in for them.
+        config = self.engine.raw.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy.USER_MANAGED)
+        config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER
+        return self.engine.raw.create_execution_context(config)
 
     def resize(self, sizes: Mapping[str, int]) -> None:
         """Take these sizes of the contract's axes; the next enqueue must not be a captured one."""
         profile = self.engine.profile(sizes)
-        if profile != self._profile:
+        if profile != self._profile:  # only an engine's first context has one by itself
             self._do("choose a profile", self._context.set_optimization_profile_async(profile, int(self._stream)))
             self._profile = profile
+            if hasattr(self._context, "set_device_memory"):  # since 10.1
+                self._context.set_device_memory(self._block, self.engine.device_memory)
+            else:
+                self._context.device_memory = self._block
         for name, shape in shapes_of(self.engine.spec.inputs, sizes).items():
             self._do(f"take the shape {list(shape)} of {name!r}", self._context.set_input_shape(name, shape))
         if missing := self._context.infer_shapes():

@@ -9,7 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from videomar.export.linter import Finding, lint, lint_file
+from videomar.export.lint_graph import Finding
+from videomar.export.linter import lint, lint_file
 from videomar.graphs import GRAPHS, HEAD_STEP, TRANSFORMER_STEP
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16

@@ -61,22 +61,26 @@ class Rig:
         self.build()
 
     def build(self, graph: str | None = None, **changes: Any) -> None:
-        """Write every engine or one; changes: ranges, version, gpu."""
-        ranges = RANGES | changes.pop("ranges", {})
+        """Write every engine or one; changes: ranges or profiles (several ranges), version, gpu."""
+        profiles = [RANGES | ranges for ranges in changes.pop("profiles", [changes.pop("ranges", {})])]
         for name in [graph] if graph else [n for n in GRAPHS if n != DIFFUSION_HEAD]:
             onnx = self.artifacts / f"{name}.onnx"
-            fake_tensorrt.write_engine(self.engines / f"{name}.engine", onnx, ranges, **changes)
+            fake_tensorrt.write_engine(self.engines / f"{name}.engine", onnx, *profiles, **changes)
 
-    def install(self, monkeypatch: pytest.MonkeyPatch, old: bool = False) -> None:
+    def install(self, monkeypatch: pytest.MonkeyPatch, kind: str = "new") -> None:
         """Put the fakes where the backend imports from."""
-        monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt.tensorrt_module(self.gpu, old))
+        trt = fake_tensorrt.tensorrt_module(self.gpu, kind)
+        monkeypatch.setitem(sys.modules, trt.__name__, trt)
+        self.name = "trt-rtx" if kind == "rtx" else "trt"
         module = fake_gpu.cuda_module(self.gpu)
         for name in ("cuda", "cuda.bindings"):
             monkeypatch.setitem(sys.modules, name, ModuleType(name))
         monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", module)
 
     def open(self, **options: Any) -> TrtBackend:
-        return TrtBackend(self.engines, self.manifest, **{"check": lambda manifest, machine: None, **options})
+        return TrtBackend(
+            self.engines, self.manifest, self.name, **{"check": lambda manifest, machine: None, **options}
+        )
 
     def plain(self) -> Any:
         """The same graphs in ONNX Runtime, run one after another."""
@@ -88,9 +92,9 @@ def make_rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     """(artifacts) -> a Rig; at the end no rule was broken and nothing is left on the GPU."""
     rigs = []
 
-    def make(artifacts: Path, old: bool = False) -> Rig:
+    def make(artifacts: Path, kind: str = "new") -> Rig:
         rigs.append(rig := Rig(artifacts, tmp_path))
-        rig.install(monkeypatch, old)
+        rig.install(monkeypatch, kind)
         return rig
 
     yield make

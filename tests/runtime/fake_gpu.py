@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import gc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -108,7 +107,7 @@ class FakeGpu:
         self.fail: Callable[[int, str], int] = lambda index, name: 0
         self.free = free
         self.can_capture = True
-        self.can_say = False  # whether TensorRT says that it cannot be captured, as TensorRT-RTX does
+        self.integrated = False
         self.blocks: dict[int, Block] = {}
         self.pinned: dict[int, np.ndarray] = {}
         self.things: list[Any] = []  # streams, events, graphs
@@ -120,10 +119,15 @@ class FakeGpu:
 
     def leaked(self) -> dict[str, int]:
         """What is still there, by kind."""
-        gc.collect()
         left = Counter({k: n for k, n in self.alive.items() if n})
         left.update(type(thing).__name__ for thing in self.things if thing.alive)
         return dict(left | Counter(device=len(self.blocks), pinned=len(self.pinned)) - Counter())
+
+    def forget(self) -> None:
+        """Start a new record; what is alive stays."""
+        self.calls.clear(), self.log.clear()
+        self.things = [thing for thing in self.things if thing.alive]
+        self.contexts = [reference for reference in self.contexts if reference() is not None]
 
     def call(self, name: str) -> int:
         """Write a call down; the code it has to fail with, or 0."""
@@ -200,7 +204,8 @@ class _Api:
         return (0,)
 
     def cudaDeviceGetAttribute(self, attribute: Any, device: int) -> tuple[int]:
-        return (0,)
+        assert attribute == 18
+        return (int(self.gpu.integrated),)
 
     def cudaMalloc(self, size: int) -> tuple[int]:
         gpu = self.gpu

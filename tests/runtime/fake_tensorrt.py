@@ -1,8 +1,8 @@
 """TensorRT without a GPU: stands in for `tensorrt`, with "engines" that are ONNX files run by ONNX Runtime.
 
 A context keeps TensorRT's rules: every shape and address set, addresses aligned, one plain pass before a capture, one
-context a captured graph, working memory that is there and is spoilt by every pass. `old` behaves like 10.0,
-otherwise like 11; an engine is for one version and one GPU.
+context a captured graph, working memory that is there and is spoilt by every pass. It behaves like 10.0
+(`old`), like 10.1 to 11 (`new`) or like TensorRT-RTX (`rtx`); an engine is for one version and one GPU.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import hashlib
 import json
 import weakref
 from collections.abc import Mapping
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,10 @@ class Strategy(enum.Enum):
     STATIC, USER_MANAGED = range(2)
 
 
+class Kernels(enum.Enum):
+    LAZY, EAGER, NONE = range(3)
+
+
 class ILogger:
     class Severity(enum.Enum):
         INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
@@ -66,15 +71,17 @@ def session(file: str) -> ort.InferenceSession:
 
 
 def write_engine(
-    file: Path, onnx: Path, ranges: Mapping[str, tuple[int, int]], version: str = VERSION, gpu: str = GPU
+    file: Path, onnx: Path, *profiles: Mapping[str, tuple[int, int]], version: str = VERSION, gpu: str = GPU
 ) -> None:
-    """An "engine" of a graph, for axes of the contract's names within these ranges; rubbish behind it, like weights."""
-    profile = {}
-    for tensor in session(str(onnx)).get_inputs():
-        if any(isinstance(a, str) for a in tensor.shape):
-            both = [[ranges[a][i] if isinstance(a, str) else a for a in tensor.shape] for i in (0, 1)]
-            profile[tensor.name] = [both[0], both[1], both[1]]
-    data = {"version": version, "gpu": gpu, "onnx": str(onnx), "profiles": [profile], "memory": 1000}
+    """An "engine" of a graph; a profile says which range each axis of the contract has. Zeros behind, like weights."""
+    made: list[dict[str, Any]] = []
+    for ranges in profiles:
+        made.append({})
+        for tensor in session(str(onnx)).get_inputs():
+            if any(isinstance(a, str) for a in tensor.shape):
+                both = [[ranges[a][i] if isinstance(a, str) else a for a in tensor.shape] for i in (0, 1)]
+                made[-1][tensor.name] = [both[0], both[1], both[1]]
+    data = {"version": version, "gpu": gpu, "onnx": str(onnx), "profiles": made, "memory": 1000}
     file.write_bytes(json.dumps(data).encode() + b"\n" + bytes(512))
 
 
@@ -127,6 +134,20 @@ class Engine:
         return kind(self._gpu, self, self._data["memory"])
 
 
+class RtxEngine(Engine):
+    """TensorRT-RTX's, whose contexts are made from a configuration."""
+
+    def create_runtime_config(self) -> SimpleNamespace:
+        config = SimpleNamespace(strategy=None, dynamic_shapes_kernel_specialization_strategy=None)
+        config.set_execution_context_allocation_strategy = lambda strategy: vars(config).update(strategy=strategy)
+        return config
+
+    def create_execution_context(self, config: Any = None) -> Context | None:
+        assert config.strategy is Strategy.USER_MANAGED, "a context would allocate working memory of its own"
+        assert config.dynamic_shapes_kernel_specialization_strategy is Kernels.EAGER
+        return self._context(RtxContext)
+
+
 class OldEngine(Engine):
     """As before 10.1."""
 
@@ -140,7 +161,7 @@ class Context:
     def __init__(self, gpu: Any, engine: Engine, memory: int) -> None:
         self._gpu, self._session, self._tensors, self._need = gpu, engine._session, engine._tensors, memory
         self._profiles, self._engine = engine._data["profiles"], weakref.ref(engine)
-        self._shapes: dict[str, Shape] = {}
+        self._shapes: dict[str, Shape] | None = None
         self._addresses: dict[str, int] = {}
         self._block = 0
         self._warm: dict[str, Shape] | None = None
@@ -166,12 +187,17 @@ class Context:
     device_memory = property(None, lambda self, memory: self._work_in(memory, self._need))
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        self._profile = index
-        return not self._gpu.call("set_optimization_profile_async")
+        if self._gpu.call("set_optimization_profile_async"):
+            return False
+        streams = [t for t in self._gpu.things if getattr(t, "number", 0) == stream]
+        self._gpu.enqueue(streams[0], self._gpu.op_type("profile", lambda: None))
+        self._profile, self._shapes, self._warm = index, {}, None
+        return True
 
     def set_input_shape(self, name: str, shape: Shape) -> bool:
         if self._gpu.call("set_input_shape"):
             return False
+        assert self._shapes is not None, "no profile was chosen"
         if self._graph is not None and self._graph.alive and self._shapes.get(name) != shape:
             self._gpu.faults.append("a captured context gets another shape")
         low, _, high = self._profiles[self._profile].get(name, [shape] * 3)
@@ -226,15 +252,17 @@ class Context:
 
 
 class NewContext(Context):
-    """As since 10.1; `is_stream_capturable` is TensorRT-RTX's."""
-
-    def __init__(self, gpu: Any, engine: Engine, memory: int) -> None:
-        super().__init__(gpu, engine, memory)
-        if gpu.can_say:
-            self.is_stream_capturable = lambda stream: gpu.can_capture
+    """As since 10.1."""
 
     def set_device_memory(self, memory: int, size: int) -> None:
         self._work_in(memory, size)
+
+
+class RtxContext(NewContext):
+    """TensorRT-RTX's says whether it can be captured."""
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return bool(self._gpu.can_capture)
 
 
 def _op(gpu: Any, context: Context, run: Any, shapes: Any, addresses: Any, block: int, need: int) -> Any:
@@ -301,14 +329,20 @@ def _output_shapes(run: Any, shapes: tuple[tuple[str, Shape], ...]) -> dict[str,
     return {t.name: v.shape for t, v in zip(run.get_outputs(), values, strict=True)}
 
 
-def tensorrt_module(gpu: Any, old: bool = False) -> ModuleType:
-    """What `import tensorrt` gives."""
-    module: Any = ModuleType("tensorrt")
+ENGINES = {"old": OldEngine, "new": Engine, "rtx": RtxEngine}
+
+
+def tensorrt_module(gpu: Any, kind: str = "new") -> ModuleType:
+    """What `import tensorrt` gives: old, new, or (`import tensorrt_rtx`) rtx."""
+    module: Any = ModuleType("tensorrt_rtx" if kind == "rtx" else "tensorrt")
+    module.__spec__ = ModuleSpec(module.__name__, None)
     module.__version__ = VERSION
     module.Builder = object
     module.ILogger, module.DataType = ILogger, DataType
     module.TensorIOMode, module.TensorLocation = TensorIOMode, TensorLocation
-    if not old:
+    if kind == "rtx":
+        module.DynamicShapesKernelSpecializationStrategy = Kernels
+    if kind != "old":
         module.ExecutionContextAllocationStrategy = Strategy
 
     class Runtime:
@@ -323,7 +357,7 @@ def tensorrt_module(gpu: Any, old: bool = False) -> ModuleType:
             if len(weights) == 512:
                 read = json.loads(text)
                 if (read["version"], read["gpu"]) == (VERSION, GPU):
-                    return (OldEngine if old else Engine)(gpu, read)
+                    return ENGINES[kind](gpu, read)
                 reason = f"Error Code 6: made by {read['version']} on {read['gpu']}"
             self._logger.log(ILogger.Severity.ERROR, reason)
             return None

@@ -7,8 +7,11 @@ the ONNX Runtime backend. Proves no speed, and nothing about real engines.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import logging
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +24,7 @@ from videomar.artifacts import read_manifest
 from videomar.config import SamplingConfig
 from videomar.errors import ArtifactError, DeviceError, InputError, UserError
 from videomar.graphs import HEAD_STEP, TRANSFORMER_STEP, layer_names
+from videomar.runtime.backends import cuda
 from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.ort import OrtBackend
 from videomar.runtime.sampler import sample_frames
@@ -108,8 +112,19 @@ def test_several_clips_of_one_backend_are_independent(make_rig: MakeRig, artifac
     np.testing.assert_array_equal(first[0], again[0])
 
 
-def test_an_older_tensorrt_is_driven_through_its_own_calls(make_rig: MakeRig, portable: Path) -> None:
-    rig = make_rig(portable, old=True)
+@pytest.mark.parametrize("kind", ["old", "rtx"])
+def test_other_versions_are_driven_through_their_own_calls(make_rig: MakeRig, portable: Path, kind: str) -> None:
+    rig = make_rig(portable, kind)
+    backend = rig.open()
+    latents, _ = clip_of(backend, rig.onnx.config)
+    assert backend.execution == "cuda-graphs"
+    backend.close()
+    np.testing.assert_array_equal(latents, clip_of(rig.plain(), rig.onnx.config)[0])
+
+
+def test_with_several_profiles_each_context_takes_one_that_fits(make_rig: MakeRig, artifacts: Path) -> None:
+    rig = make_rig(artifacts)
+    rig.build(TRANSFORMER_STEP, profiles=[{"past": (0, 0), "total": (6, 6)}, {"past": (6, 18), "total": (12, 24)}])
     backend = rig.open()
     latents, _ = clip_of(backend, rig.onnx.config)
     backend.close()
@@ -258,11 +273,10 @@ def test_teardown_goes_graphs_contexts_memory_engines_stream(make_rig: MakeRig, 
 def test_without_capture_the_clip_is_enqueued_with_equal_results_and_says_so(
     make_rig: MakeRig, artifacts: Path, who: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    rig = make_rig(artifacts)
+    rig = make_rig(artifacts, "rtx" if who == "tensorrt says so" else "new")
     if who == "cuda":
         rig.gpu.fail = lambda index, name: 900 if name == "cudaStreamEndCapture" else 0
     rig.gpu.can_capture = who == "cuda"
-    rig.gpu.can_say = who == "tensorrt says so"
     backend = rig.open()
     with caplog.at_level(logging.INFO):
         latents, _ = clip_of(backend, rig.onnx.config)
@@ -298,7 +312,7 @@ def small_clip(rig: Any) -> tuple[np.ndarray, str]:
 
 @pytest.mark.parametrize("sticky", [False, True], ids=["once", "from then on"])
 def test_any_call_may_fail_and_the_user_gets_one_line_and_nothing_is_leaked(
-    make_rig: MakeRig, artifacts: Path, sticky: bool, caplog: pytest.LogCaptureFixture
+    make_rig: MakeRig, artifacts: Path, sticky: bool
 ) -> None:
     """Every call of a clip in turn: CUDA's return an error code, TensorRT's say no."""
     rig = make_rig(artifacts)
@@ -306,7 +320,7 @@ def test_any_call_may_fail_and_the_user_gets_one_line_and_nothing_is_leaked(
     names = list(rig.gpu.calls)
     outcomes: Counter[str] = Counter()
     for at, name in enumerate(names):
-        rig.gpu.calls.clear()
+        rig.gpu.forget()
         rig.gpu.fail = lambda index, _, at=at: 719 * (index >= at if sticky else index == at)
         try:
             latents, execution = small_clip(rig)
@@ -314,7 +328,7 @@ def test_any_call_may_fail_and_the_user_gets_one_line_and_nothing_is_leaked(
             outcomes["error"] += 1
             assert len(str(error).splitlines()) == 1
             assert isinstance(error, DeviceError) or name == "deserialize_cuda_engine", name
-            if name.startswith("cuda") and "Capture" not in name:
+            if name.startswith("cuda") and "Capture" not in name and not sticky:  # sticky: it may be one that cleans up
                 assert name in str(error) and "719" in str(error)
         else:
             # What fails while releasing, or only while capturing, costs no result.
@@ -446,6 +460,33 @@ def test_too_little_memory_is_said_before_it_is_asked_for(make_rig: MakeRig, art
         backend.begin(states, PLAN)
     assert rig.gpu.calls.count("cudaMalloc") == before
     backend.close()
+
+
+def test_on_a_board_memory_that_the_kernel_gives_back_counts(
+    make_rig: MakeRig, portable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig(portable)
+    rig.gpu.free, rig.gpu.integrated = 500, True
+    rig.open().close()
+    monkeypatch.setattr(cuda, "available_host_memory", lambda: 0)
+    with pytest.raises(DeviceError, match="loading the engines"):
+        rig.open()
+
+
+def test_without_cuda_python_it_says_what_to_install(
+    make_rig: MakeRig, portable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig(portable)
+    for name in ("cuda.bindings.runtime", "cuda.cudart"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(DeviceError, match=r"cuda-python is not installed.*pip install cuda-python"):
+        rig.open()
+
+
+def test_importing_the_backend_loads_neither_tensorrt_nor_cuda_nor_torch() -> None:
+    code = "import sys, videomar.runtime.backends.trt; print([m.partition('.')[0] for m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"tensorrt", "tensorrt_rtx", "cuda", "torch", "onnx", "onnxruntime"} & set(ast.literal_eval(loaded))
 
 
 def test_graphs_are_not_engines(make_rig: MakeRig, portable: Path) -> None:

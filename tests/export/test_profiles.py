@@ -1,0 +1,57 @@
+"""Shapes that engines are built for, from sizes to optimization profiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from videomar.config import DEMO as CONFIG
+from videomar.errors import InputError
+from videomar.export.profiles import ENGINES, Sizes, axis_ranges
+from videomar.graphs import contract
+from videomar.schedule import masked_after_steps
+
+
+def test_profiles_span_what_the_backend_binds() -> None:
+    sizes = Sizes.of(CONFIG, frames=25, height=64, width=48, mask_steps=5)
+    ranges = axis_ranges(CONFIG, sizes, prefix=3, cache_tokens=None)
+    tokens, frames = 8 * 6, 4
+    left = masked_after_steps(tokens, 5)
+    most = int(max(-np.diff([tokens, *left])))
+    assert ranges["tokens"] == (4 * 3, tokens, tokens)
+    assert ranges["past"] == (0, 2 * tokens, 3 * tokens)  # of 0 to 3 finished frames
+    assert ranges["total"] == (12, 3 * tokens, 4 * tokens)
+    assert ranges["predicted"] == (1, most, most)
+    assert ranges["prompt"] == (4, 3 + 8, 3 + 16)
+    assert ranges["t"] == (1, frames, frames) and ranges["frames"] == (1, 1, 25)
+    assert ranges["height"] == (32, 64, 64) and ranges["branches"] == (2, 2, 2)
+
+
+def test_static_fixes_the_picture_size_alone() -> None:
+    ranges = axis_ranges(CONFIG, Sizes.of(CONFIG, static=True), 0, None)
+    fixed = {axis for axis, (low, _, high) in ranges.items() if low == high}
+    assert fixed == {"branches", "height", "width", "h", "w", "tokens"}
+
+
+def test_every_axis_of_the_contract_has_a_range() -> None:
+    for emitter, cache in (("portable", None), ("native", 999)):
+        specs = contract(CONFIG, "fp16", emitter == "native", cache)
+        ranges = axis_ranges(CONFIG, Sizes.of(CONFIG), 0, cache)
+        axes = {a for name in ENGINES for t in specs[name].inputs for a in t.axes if isinstance(a, str)}
+        assert axes <= set(ranges)
+        assert all(low <= tuned <= high for low, tuned, high in ranges.values())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"frames": 16}, r"frames is 16, expected 1 \+ 8k"),
+        ({"frames": 1}, "frames is 1, expected"),
+        ({"height": 60}, "height is 60, expected a multiple of 8, such as 64"),
+        ({"max_text": 17}, "text tokens are 17, the model takes at most 16"),
+        ({"mask_steps": 65}, "mask steps is 65, expected 1 to 64"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(sizes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        axis_ranges(CONFIG, Sizes.of(CONFIG, **sizes), 0, None)
