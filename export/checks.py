@@ -241,8 +241,9 @@ def _diffusion_head(model: VideoMAR, case: Case, prefix: int) -> tuple[Feeds, Fe
     _, z, _ = _step(model, case)
     rng = np.random.default_rng(case.seed)
     shape = (z.shape[1], model.config.transformer.token_channels)
+    c = model.config
     # The first steps of a long schedule are the steepest: an error there is multiplied most.
-    schedule = DiffusionSchedule.respaced(model.config.head.train_steps, case.steps)
+    schedule = DiffusionSchedule.respaced(c.head.train_steps, case.steps, c.sampling.max_beta)
     initial = rng.standard_normal(shape).astype(np.float32)
     draws = rng.standard_normal((case.steps, *shape)).astype(np.float32)
     guidance, temperature = 2.5, 0.95

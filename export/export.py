@@ -50,6 +50,8 @@ def export_checkpoint(
     for file in files:
         if not file.is_file():
             raise ArtifactError(f"checkpoint {checkpoint} lacks {file.name}; copy the whole directory again")
+    if checkpoint.resolve().is_relative_to(out.resolve()):
+        raise InputError(f"{out} holds the checkpoint, expected another directory to write; give another one with -o")
     inputs = {
         **hash_files(files),
         "precision": precision,

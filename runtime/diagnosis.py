@@ -122,7 +122,7 @@ def onnxruntime_on_gpu(f: Facts) -> Iterator[Problem]:
     if has_cuda and (why := cuda_too_new(f, ort.cuda)):
         mend = "update the driver (CUDA 13 needs 580 or newer), or install an onnxruntime-gpu that is built for CUDA "
         yield Problem(f"ONNX Runtime {why}", mend + str(_major(gpu.cuda)), broken=True)
-    elif has_cuda and gpu.name and (why := dict(ort.errors).get("cuda")):
+    elif has_cuda and gpu.name and (why := dict(ort.errors).get("cuda", "")):
         yield Problem(f"ONNX Runtime's CUDA provider cannot be loaded: {why}", CUDA_WHEEL, broken=True)
 
 

@@ -87,7 +87,7 @@ class Pipeline:
 
     def __call__(self, image: str | Path | np.ndarray, prompt: str, **knobs: Any) -> Video:
         """Generate a whole clip, decoded once at the end; knobs as in `latent_frames`."""
-        timing = knobs.setdefault("timing", Timing())
+        timing = knobs["timing"] = knobs.get("timing") or Timing()
         latents = np.stack([frame.values for frame in self.latent_frames(image, prompt, **knobs)], axis=1)
         with timing.stage("decoder"):
             pixels = _finite(self.backend.decode(latents[None]))
@@ -101,7 +101,7 @@ class Pipeline:
         Each new latent frame is decoded together with all before it (the decoder is causal), so a stream decodes
         more in all than a whole clip does.
         """
-        timing = knobs.setdefault("timing", Timing())
+        timing = knobs["timing"] = knobs.get("timing") or Timing()
         done: list[np.ndarray] = []
         shown = 0
         given = self._given(image)
@@ -151,7 +151,7 @@ class Pipeline:
             temperature=temperature,
         )
         ids = self.tokenizer(prompt)
-        noise = noise or SeededNoise(seed)
+        noise = SeededNoise(seed) if noise is None else noise
         pixels = to_pixels(fit(given, sampling.height, sampling.width))
         with timing.stage("text"):
             states = self.backend.encode_text(ids)
@@ -186,8 +186,8 @@ class Pipeline:
         return dataclasses.replace(self.config.sampling, **{k: v for k, v in changes.items() if v is not None})
 
     def _given(self, image: str | Path | np.ndarray) -> np.ndarray:
-        frames = load_picture(image) if isinstance(image, (str, Path)) else image
-        if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-1] != 3:
+        frames = load_picture(image) if isinstance(image, (str, Path)) else np.asarray(image)
+        if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-1] != 3 or not frames.size:
             raise InputError(
                 f"the picture is {frames.dtype} {list(frames.shape)}, expected uint8 [height, width, 3] or "
                 "[frames, height, width, 3], RGB"

@@ -109,8 +109,8 @@ def gpu(system: System) -> Gpu:
     memory = f"{int(free) / 1024:.1f} of {int(total) / 1024:.1f} GiB free" if free.isdigit() and total.isdigit() else ""
     on_bus = any((system.read(path) or "").strip() == "0x10de" for path in system.files(PCI))
     name = str(data.get("name", ""))
-    values = (str(data.get(key, "")) for key in ("sm", "cuda", "runtime"))
-    return Gpu(name, *values, driver, memory, silent=not name and on_bus)
+    sm, cuda, runtime = (str(data.get(key, "")) for key in ("sm", "cuda", "runtime"))
+    return Gpu(name, sm, cuda, runtime, driver, memory, silent=not name and on_bus)
 
 
 def jetson(system: System) -> Jetson | None:

@@ -59,7 +59,7 @@ def tiny_config() -> ModelConfig:
         ),
         transformer=TransformerConfig(width=32, depth=2, heads=2, head_dim=16, rope_split=(8, 4, 4)),
         head=HeadConfig(width=48, depth=2, time_features=32, train_steps=20),
-        sampling=SamplingConfig(frames=17, height=16, width=24, mask_steps=3, head_steps=4, clip=1.0),
+        sampling=SamplingConfig(frames=17, height=16, width=24, mask_steps=3, head_steps=4, clip=1.0, max_beta=0.5),
     )
 
 
@@ -90,7 +90,7 @@ def _tame(head: DiffusionHead) -> None:
     linear, modulation = head.final_layer.linear, head.final_layer.adaLN_modulation[1]
     scaled = [(head.input_proj, 0.02), (linear, 0.01), (modulation, 1e-4)]
     for block in head.res_blocks:
-        scaled += [(block.mlp[2], 0.02), (block.adaLN_modulation[1], 0.3)]
+        scaled += [(block.mlp[2], 0.3), (block.adaLN_modulation[1], 0.3)]
     # x and -x keep the mean at zero; a large constant beside them makes the last LayerNorm a division by a constant.
     rest = head.config.width - 2 * channels
     with torch.no_grad():

@@ -91,5 +91,5 @@ def test_the_wheel_makes_the_command_and_asks_for_the_export_packages_only_as_an
 def test_no_folder_is_importable_by_its_bare_name(tmp_path: Path) -> None:
     names = sorted(set(wheels.FOLDERS.values()) - {"videomar"})
     code = f"from importlib.util import find_spec; print([n for n in {names} if find_spec(n)], find_spec('videomar'))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("[] ModuleSpec(")

@@ -1,7 +1,7 @@
 """What each TensorRT can do, as data: operators, opset, names of calls, GPUs. Imports nothing that may be absent.
 
-Rows are the versions that devices ship (docs/build.md); a version between two rows counts as the older one. Operators
-and their versions are the parser's documentation, the RTX row was measured with its builder.
+Rows are the versions that devices ship (docs/build.md, with where the numbers come from); a version between two rows
+counts as the older one. The RTX row was measured with its builder.
 """
 
 from __future__ import annotations

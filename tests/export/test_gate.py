@@ -75,7 +75,7 @@ def test_a_planted_graph_that_cannot_build_fails_the_gate_by_name(tiny_fixed: Pa
 
 
 def test_the_command_prints_what_it_proves_and_fails_with_1(
-    tiny_fixed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def rows(*args: object, **more: object) -> list[Row]:
         return [
@@ -84,7 +84,7 @@ def test_the_command_prints_what_it_proves_and_fails_with_1(
         ]
 
     monkeypatch.setattr("videomar.export.gate.gate", rows)
-    assert main(["build", "--gate", str(tiny_fixed)]) == 1
+    assert main(["build", "--gate", str(tmp_path)]) == 1
     told = capsys.readouterr().out
     assert "1 of 2 graphs built. tensorrt-rtx, ahead of time" in told
     assert "It proves no numbers, no speed, and nothing of a Jetson" in told

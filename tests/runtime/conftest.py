@@ -115,6 +115,12 @@ def native(request: pytest.FixtureRequest) -> Path:
     return _artifacts(request, "fixed", "tiny_fixed")
 
 
+@pytest.fixture(scope="session")
+def half(request: pytest.FixtureRequest) -> Path:
+    """Graphs of the portable emitter in FP16."""
+    return _artifacts(request, "half", "tiny_half")
+
+
 def _artifacts(request: pytest.FixtureRequest, name: str, fixture: str) -> Path:
     if kept := os.environ.get("VIDEOMAR_TEST_ARTIFACTS"):
         return Path(kept, name)
