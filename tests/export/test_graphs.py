@@ -494,7 +494,7 @@ PLANTS: list[tuple[Variant, Callable[[ModelProto], None], str]] = [
     (Variant(TEXT_ENCODER), system_prompt_kept, "'states'.* shape"),
     (Variant(TOKENIZER_ENCODER), other_latent_scale, "'latents'"),
     (Variant(TOKENIZER_DECODER), unclipped_pixels, "'pixels'"),
-    (STEP, swapped_keys_and_values, "'present_key_0'"),
+    (STEP, swapped_keys_and_values, "'z'"),
     (STEP, wrong_rope_half, "'(z|present_key_1)'"),
     (STEP, scaled_weight, "'z'"),
     (STEP, frozen("tokens", SIZES["tokens"]), "cannot run"),
@@ -505,7 +505,7 @@ PLANTS: list[tuple[Variant, Callable[[ModelProto], None], str]] = [
     (STEP, other_epsilon, "'z'"),
     (Variant(TRANSFORMER_STEP, "fp16"), overflow, "'z' is inf away"),
     (Variant(TRANSFORMER_STEP, "fp16"), other_output_type, "'z' is float32"),
-    (NATIVE, start_ignored, "'present_key_0'"),
+    (NATIVE, start_ignored, "'z'"),
     (NATIVE, twice_scaled_attention, "'(z|present_key_1)'"),
     (Variant(TRANSFORMER_STEP, "fp32", "native", CACHE_TOKENS), rubbish_behind_reach_seen, "'(z|present_key_1)'"),
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import shutil
 import tracemalloc
@@ -261,18 +260,15 @@ def test_steps_allocate_nothing_that_stays(artifacts: Path) -> None:
                 driver.clip.step(tokens, masked, orders[i], *tables)
                 driver.clip.sample(2.0, noise[i], draws[i])
 
-    rounds(2)
     tracemalloc.start()
     try:
-        rounds(2)  # whatever is cached at its first use
-        gc.collect()
-        before, _ = tracemalloc.get_traced_memory()
-        rounds(20)
-        gc.collect()
-        after, _ = tracemalloc.get_traced_memory()
+        rounds(5)  # whatever is cached at its first use
+        before = traced()
+        rounds(100)
+        after = traced()
     finally:
         tracemalloc.stop()
-    assert after - before < 512  # the smallest buffer of 60 steps would be 60 * 8 bytes; a K/V tensor is 1536 and more
+    assert after - before < 4096  # ONNX Runtime's own small objects come and go; 14 bytes a step would be too many
 
 
 # ---- what a step sees
@@ -397,19 +393,25 @@ def test_a_clip_longer_than_the_fixed_cache_is_refused_by_name(tiny_fixed: Path)
 
 
 def test_closing_lets_go_of_sessions_and_of_a_clips_memory(artifacts: Path) -> None:
+    backend = open_backend(artifacts)
+    states, long = backend.encode_text(np.arange(6)[None]), plan(backend, frames=10)
     tracemalloc.start()
     try:
-        backend = open_backend(artifacts)
-        gc.collect()
-        before, _ = tracemalloc.get_traced_memory()
-        big = dataclasses.replace(plan(backend, frames=10), counts=(6,))
-        clip = backend.begin(backend.encode_text(np.arange(6)[None]), big)
+        backend.begin(states, long).close()
+        before = traced()
+        clip = backend.begin(states, long)
+        taken = traced() - before
         clip.close()
-        gc.collect()
-        after, _ = tracemalloc.get_traced_memory()
+        left = traced() - before
     finally:
         tracemalloc.stop()
-    size = backend.config.transformer.width * 10 * TOKENS * item_size(backend)
-    assert after - before < size  # one K or V tensor; there were four or eight, times two branches
+    assert taken > 10 * TOKENS * backend.config.transformer.width * item_size(backend)
+    assert left < taken / 8
     backend.close()
     assert not backend.sessions
+
+
+def traced() -> int:
+    """Bytes that Python and numpy hold now."""
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
