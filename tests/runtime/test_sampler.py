@@ -1,4 +1,4 @@
-"""The frame and mask-step loop on a fake backend: who is predicted when, with what numbers, and who is let go."""
+"""The frame and mask-step loop on a fake backend: who is predicted when, with what numbers, and that it lets go."""
 
 from __future__ import annotations
 
