@@ -23,9 +23,10 @@ import numpy as np
 import pytest
 
 from videomar.artifacts import read_manifest, write_manifest
-from videomar.cli import _parser, main
+from videomar.cli import RUNS, main
 from videomar.demo.world import render, sample_scene
 from videomar.graphs import GRAPHS, contract
+from videomar.options import parser
 from videomar.runtime.backends.ort import OrtBackend
 from videomar.runtime.media import load_clip, write_pictures, write_video
 from videomar.runtime.pipeline import Pipeline
@@ -34,7 +35,7 @@ PROMPT = "a red circle falls"
 # The least work, and more than any test waits for.
 LEAST = tuple("--frames 9 --mask-steps 1 --head-steps 1 --threads 1".split())
 ENDLESS = tuple("--frames 8001 --mask-steps 64 --height 64 --width 64 --threads 1".split())
-(SUBPARSERS,) = (a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction))
+(SUBPARSERS,) = (a for a in parser(RUNS)._actions if isinstance(a, argparse._SubParsersAction))
 COMMANDS = tuple(SUBPARSERS.choices)
 
 Refused = Callable[..., str]

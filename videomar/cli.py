@@ -6,19 +6,17 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from videomar.errors import InputError, UserError
-
-Run = Callable[[argparse.Namespace], int]
-BACKENDS = ("auto", "ort-cpu", "ort-cuda", "ort-trt", "trt", "trt-rtx")  # choose.py's, without importing numpy for -h
+from videomar.options import Run, parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; 0 when it did what was asked, 2 for an error the user can mend, 130 for Ctrl-C."""
-    args = _parser().parse_args(argv)
+    args = parser(RUNS).parse_args(argv)
     run: Run = args.run
     try:
         code = run(args)
@@ -285,170 +283,16 @@ def _as_text(description: dict[str, Any], tensors: bool) -> str:
     return "\n".join(lines)
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, with errors in one line like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} -h`\n")
-
-
-def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A whole number of an option, in its range."""
-    expected = f"at least {least}" if most is None else f"{least} to {most}"
-
-    def convert(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"is {text!r}, expected a whole number, {expected}") from None
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"is {value}, expected {expected}")
-        return value
-
-    return convert
-
-
-def _number(least: float, most: float) -> Callable[[str], float]:
-    """A number of an option, in its range; never NaN."""
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"is {text!r}, expected a number, {least} to {most}") from None
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"is {text}, expected {least} to {most}")
-        return value
-
-    return convert
-
-
-_COUNT, _PIXELS, _THREADS, _SEED = _whole(1), _whole(1, 16384), _whole(1, 1024), _whole(0, 2**63 - 1)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="videomar", description="Run VideoMAR outside PyTorch.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Run, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
-        return sub
-
-    p = command("import", import_, "Turn the official weights into a checkpoint directory.")
-    p.add_argument("--transformer", type=Path, required=True, help="VideoMAR's .pth or .safetensors")
-    p.add_argument("--tokenizer", type=Path, required=True, help="Cosmos: a diffusers directory or NVIDIA's archives")
-    p.add_argument("--text", type=Path, required=True, help="a Qwen2-family transformers directory")
-    p.add_argument("-o", "--output", type=Path, required=True, help="checkpoint directory to write")
-    p.add_argument("--weights", choices=("ema", "model"), default="ema")
-    p.add_argument("--system-prompt", default="", help="put in front of every prompt; its positions are dropped")
-    p.add_argument(
-        "--rope-split", type=_COUNT, nargs=3, metavar=("FRAME", "ROW", "COLUMN"), help="head channels an axis"
-    )
-    p.add_argument("--tokenizer-strides", type=_COUNT, nargs=2, metavar=("SPACE", "TIME"))
-    p.add_argument("--force", action="store_true")
-
-    p = command("export", export, "Write a checkpoint's graphs as ONNX and check each against PyTorch.")
-    p.add_argument("checkpoint", type=Path, help="checkpoint directory, such as models/demo")
-    p.add_argument("-o", "--output", type=Path, required=True, help="artifact directory to write")
-    p.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
-    p.add_argument(
-        "--emitter",
-        choices=("portable", "native"),
-        default="portable",
-        help="portable: primitive operators, runs anywhere; native: opset 24, K/V written in place (ONNX Runtime 1.24)",
-    )
-    p.add_argument(
-        "--cache-tokens",
-        type=int,
-        help="native only: bake in a K/V cache of this many tokens (latent frames * h * w), as TensorRT wants it",
-    )
-    p.add_argument("--force", action="store_true", help="replace the directory even if it is up to date or not ours")
-
-    p = command("generate", generate, "Continue a picture or a clip as a sentence says.")
-    p.add_argument("directory", type=Path, help="artifact directory of `videomar export`")
-    p.add_argument("--image", type=Path, help="the first frame")
-    p.add_argument("--video", type=Path, help="a video file or a directory of pictures to continue instead")
-    p.add_argument("--given", type=_COUNT, default=9, help="frames taken from --video, 1 + 8k (default 9)")
-    p.add_argument("--prompt", required=True, help="a sentence that says what happens")
-    p.add_argument("-o", "--output", type=Path, required=True, help="an .mp4, or a directory for PNG frames")
-    p.add_argument("--frames", type=_COUNT, help="pixel frames in all, 1 + 8k")
-    p.add_argument("--height", type=_PIXELS, help="of the video, pixels")
-    p.add_argument("--width", type=_PIXELS, help="of the video, pixels")
-    p.add_argument("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
-    p.add_argument("--head-steps", type=_COUNT, help="diffusion steps a token")
-    p.add_argument("--guidance-scale", type=_number(0, 1000), help="1 turns guidance off and halves the work")
-    p.add_argument(
-        "--temperature", type=_number(0, 1000), help="factor on the diffusion noise (default: the paper's progressive)"
-    )
-    p.add_argument("--seed", type=_SEED, default=0)
-    p.add_argument("--fps", type=_number(0.1, 1000), default=24)
-    p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
-    p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs it (default: what is best here)")
-
-    p = command("build", build, "Build TensorRT engines of an artifact directory, on the machine that runs them.")
-    p.add_argument("directories", type=Path, nargs="*", metavar="DIR", help="artifact directory of `videomar export`")
-    p.add_argument("-o", "--output", type=Path, help="engine directory to write")
-    p.add_argument("--frames", type=_COUNT, help="pixel frames of the longest clip, 1 + 8k")
-    p.add_argument("--height", type=_PIXELS, help="of the largest picture, pixels")
-    p.add_argument("--width", type=_PIXELS, help="of the largest picture, pixels")
-    p.add_argument(
-        "--static", action="store_true", help="this picture size only; default: down to half of it both ways"
-    )
-    p.add_argument("--mask-steps", type=_COUNT, help="the fewest transformer passes a latent frame")
-    p.add_argument("--branches", type=int, choices=(1, 2), default=2, help="2 with guidance (default), 1 without")
-    p.add_argument("--max-text", type=_COUNT, help="tokens of the longest prompt")
-    p.add_argument("--builder", choices=("auto", "tensorrt", "tensorrt-rtx"), default="auto")
-    p.add_argument("--workspace", type=_COUNT, default=2048, help="MiB a kernel may use as scratch (default 2048)")
-    p.add_argument(
-        "--tactic-memory", type=_whole(0), default=0, help="MiB to try kernels in (default: half of the free)"
-    )
-    p.add_argument("--timing-cache", type=Path, help="file (default: one a TensorRT and GPU in ~/.cache/videomar)")
-    p.add_argument(
-        "--compute-capability", type=_COUNT, nargs="+", default=[], help="TensorRT-RTX: SM numbers, such as 89"
-    )
-    p.add_argument(
-        "--optimization-level", type=_whole(0, 5), help="0 builds fastest, 5 runs fastest (TensorRT's default 3)"
-    )
-    p.add_argument("--print-trtexec", action="store_true", help="only print the equivalent trtexec commands")
-    p.add_argument(
-        "--gate", action="store_true", help="only try: build artifacts or a checkpoint with TensorRT-RTX, no GPU"
-    )
-    p.add_argument(
-        "--preset", help="with --gate: this model with random weights instead, such as videomar-1.4b (torch)"
-    )
-    p.add_argument("--force", action="store_true", help="replace the directory even if it is up to date or not ours")
-
-    p = command("inspect", inspect, "Show what a checkpoint or artifact directory holds.")
-    p.add_argument("directory", type=Path)
-    p.add_argument("--tensors", action="store_true", help="list every graph's (or file's) tensors too")
-    p.add_argument("--json", action="store_true", help="everything, as JSON")
-
-    p = command("evaluate", evaluate, "Measure an artifact directory on the demo world.")
-    p.add_argument("directory", type=Path)
-    p.add_argument("--cases", type=_COUNT, default=200)
-    p.add_argument("--seed", type=_SEED, default=10**9)
-    p.add_argument("--frames", type=_COUNT, default=17)
-    p.add_argument("--size", type=_PIXELS, default=64, help="pixels, both ways")
-    p.add_argument("--given", type=_COUNT, default=1, help="conditioning frames, 1 + 8k")
-    p.add_argument("--json", type=Path, help="write the figures there too")
-    p.add_argument("--threads", type=_THREADS)
-    p.add_argument("--backend", choices=BACKENDS, default="auto")
-
-    p = command("doctor", doctor, "Say what is installed here, what follows, and what mends what is broken.")
-    p.add_argument("--json", action="store_true", help="everything, as JSON")
-    p.add_argument("--strict", action="store_true", help="exit with 1 if something is broken")
-
-    p = command("train", train, "Train the demo model: the tokenizer first, then the transformer.")
-    p.add_argument("part", choices=("tokenizer", "transformer"))
-    p.add_argument("-o", "--output", type=Path, required=True, help="checkpoint directory")
-    p.add_argument(
-        "--minutes", type=_number(0, 10**6), default=60, help="the learning rate reaches zero then, or at --steps"
-    )
-    p.add_argument("--steps", type=_COUNT, default=1_000_000)
-    p.add_argument("--seed", type=_SEED, default=0)
-    p.add_argument("--threads", type=_THREADS)
-    return parser
+RUNS: dict[str, Run] = {
+    "import": import_,
+    "export": export,
+    "generate": generate,
+    "build": build,
+    "inspect": inspect,
+    "evaluate": evaluate,
+    "doctor": doctor,
+    "train": train,
+}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ knows where the buffers lie, ort_providers.py what ONNX Runtime is told of a dev
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ class OrtBackend:
             DeviceMemory(providers.device, 0, providers.copying) if providers.device != "cpu" else HostMemory()
         )
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or 0
+        options.intra_op_num_threads = threads or allowed_cores()
         options.log_severity_level = 3
         self.sessions: dict[str, ort.InferenceSession] = {}
         for name in NEEDED:
@@ -196,3 +197,8 @@ class _Buffers:
         self.initial = memory.zeros((count, channels), np.float32)
         self.draws = memory.zeros((len(plan.timesteps), count, channels), np.float32)
         self.sampled = memory.zeros((count, channels), np.float32)
+
+
+def allowed_cores() -> int:
+    """Cores this process may use: ONNX Runtime's own default counts those that a container keeps from it, too."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from videomar import cli
+from videomar import cli, options
 from videomar.artifacts import Manifest
 from videomar.config import ModelConfig
 from videomar.errors import DeviceError, UserError
@@ -138,7 +138,7 @@ def test_what_engines_lack_on_a_jetson_is_said(graphs: Manifest, changes: dict[s
 
 
 def test_every_name_of_the_command_line_has_an_opener() -> None:
-    assert BACKENDS == cli.BACKENDS and set(BACKENDS) == {"auto", *OPENERS}
+    assert BACKENDS == options.BACKENDS and set(BACKENDS) == {"auto", *OPENERS}
 
 
 def test_auto_falls_back_to_the_cpu_when_cuda_does_not_start_and_ort_cuda_asked_for_does_not(
