@@ -108,7 +108,8 @@ def value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:
 
 def save(model: onnx.ModelProto, file: Path) -> None:
     """Write a graph, with its weights beside it when they are too large for one file; checks the ONNX rules."""
-    if model.ByteSize() > MAX_INLINE_BYTES:
+    # Not ByteSize: protobuf refuses to count beyond 2 GiB.
+    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_INLINE_BYTES:
         onnx.save(model, file, save_as_external_data=True, location=f"{file.name}.data", size_threshold=4096)
         onnx.checker.check_model(str(file))
     else:

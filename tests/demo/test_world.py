@@ -162,7 +162,6 @@ def test_a_render_from_frame_k_is_the_tail_of_the_whole(seed, motion, start):
     assert np.array_equal(render(scene, start=start), whole[start:])
 
 
-@pytest.mark.xfail(strict=True, reason="render wraps a channel of a dark corner that is below 0 around to 255")
 def test_the_background_of_a_clip_is_the_gradient_in_every_corner():
     # 1 scene of 400: the ramp runs from -0.2 to 1.2 along a diagonal and takes a channel of 0.03 below 0.
     scene = scene_of(312)
