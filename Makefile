@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # ONNX Runtime 1.24 and later writes K/V in place; Python 3.10 (JetPack 6) gets an older one: make demo EMITTER=portable
 EMITTER ?= native
 OUT ?= out
-# A CPU build of PyTorch is enough to export; set TORCH=torch to take whatever the index has.
+# Any build of PyTorch exports; a CPU build is the smallest. Point pip at one, or set TORCH to another version.
 TORCH ?= torch==2.13.0
 RTX := onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 tensorrt-rtx-cu13-bindings==1.7.1.116 polygraphy
 
