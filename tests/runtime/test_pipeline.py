@@ -332,6 +332,9 @@ def test_timing_covers_every_stage_and_counts_its_calls(portable: Pipeline) -> N
     list(portable.stream(picture(), PROMPT, timing=stream))
     assert stream.calls["decoder"] == 3 and stream.first_frame is not None
     assert stream.first_frame < stream.total
+    given = Timing()
+    list(portable.stream(picture(frames=17), PROMPT, frames=25, timing=given))
+    assert given.calls["decoder"] == 2  # the given frames are decoded together
 
 
 def test_a_plan_says_what_will_be_done(portable: Pipeline) -> None:
