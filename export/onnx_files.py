@@ -16,6 +16,7 @@ from onnx import helper
 from torch import nn
 
 from videomar.errors import ParityError
+from videomar.export.names import name_by_module
 from videomar.graphs import GraphSpec, TensorSpec
 
 MAX_INLINE_BYTES = 1 << 30  # above this, weights go to a .onnx.data file beside the graph (protobuf ends at 2 GiB)
@@ -62,6 +63,7 @@ def to_onnx(
             verbose=False,
         )
     model = program.model_proto
+    name_by_module(model.graph)
     strip(model.graph)
     apply_contract(model.graph, spec)
     return model

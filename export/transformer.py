@@ -125,7 +125,7 @@ class TransformerStep(nn.Module):
         self.emit = emit
         self.z_proj, self.mask_token, self.decoder_norm = source.z_proj, source.mask_token, source.decoder_norm
         last = len(source.decoder_blocks) - 1
-        self.blocks = nn.ModuleList(BlockStep(b, emit, i == last) for i, b in enumerate(source.decoder_blocks))
+        self.decoder_blocks = nn.ModuleList(BlockStep(b, emit, i == last) for i, b in enumerate(source.decoder_blocks))
 
     def forward(
         self,
@@ -143,7 +143,7 @@ class TransformerStep(nn.Module):
         x = torch.where(masked[:, None], self.mask_token[0], self.z_proj(tokens.to(dtype)))
         x = x[None].expand(text[0].shape[0], -1, -1)
         present = []
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(self.decoder_blocks):
             pair = slice(2 * i, 2 * i + 2)
             x, key, value = block(x, predict, rope_cos, rope_sin, past[pair], text[pair], start, reach)
             present += [key, value]
