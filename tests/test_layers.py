@@ -1,6 +1,6 @@
 """The arrows of the architecture, held by parsing every import, and what a fresh interpreter really loads.
 
-top (cli, demo/evaluate) -> export, calibration, training -> runtime, model -> vocabulary
+top (cli, demo/evaluate) -> export, calibration, parity, training -> runtime, model -> vocabulary
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # Folder of each package; those that a later stage brings are here already.
-FOLDERS = {"videomar": "videomar"} | {f"videomar.{n}": n for n in ("export", "runtime", "training", "calibration")}
+FOLDERS = {"videomar": "videomar"} | {
+    f"videomar.{n}": n for n in ("export", "runtime", "training", "calibration", "parity")
+}
 
 # Modules that use everything below them: nothing imports them, and they import the rest inside their functions.
 TOP = {
@@ -37,11 +39,17 @@ LAYERS = {  # layer -> layers it may import, and packages besides the standard l
         {"vocabulary", "model", "runtime", "calibration"},
         {"numpy", "torch", "onnx", "onnxruntime", "tqdm"},
     ),
+    "parity": ({"vocabulary", "model", "runtime", "parity"}, {"numpy", "cv2", "onnxruntime", "tqdm"}),
     "training": ({"vocabulary", "model", "runtime", "training"}, {"numpy", "torch", "safetensors", "tqdm"}),
-    "top": ({"vocabulary", "model", "runtime", "export", "calibration", "training", "top"}, {"numpy", "tqdm"}),
+    "top": (
+        {"vocabulary", "model", "runtime", "export", "calibration", "parity", "training", "top"},
+        {"numpy", "tqdm"},
+    ),
 }
 EXCEPTIONS = {  # (module, package): why
     ("videomar.demo.words", "tokenizers"): "writes the demo's tokenizer.json",
+    ("videomar.parity.reference", "torch"): "the PyTorch side of a comparison",
+    ("videomar.parity.subject", "torch"): "opens it, where PyTorch is installed",
     ("videomar.cli", "torch"): "`train` sets PyTorch's threads before the training modules are imported",
     ("videomar.runtime.backends.ort", "onnxruntime"): "the backend",
     ("videomar.runtime.backends.ort_cache", "onnxruntime"): "its K/V",

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = {"videomar": "videomar"} | {f"videomar.{n}": n for n in ("export", "runtime", "training", "calibration")}
+FOLDERS = {"videomar": "videomar"} | {
+    f"videomar.{n}": n for n in ("export", "runtime", "training", "calibration", "parity")
+}
 
 
 def build(place: Path) -> Path:

@@ -39,6 +39,12 @@ class Clip(Protocol):
         initial [N, C] float32; draws [head steps, N, C] float32, already scaled, zero at the last step.
         """
 
+    def z(self) -> np.ndarray:
+        """The last step's outputs, [branches, N, width] float32 on the host; for comparisons, the loop never asks."""
+
+    def force(self, z: np.ndarray) -> None:
+        """Put other outputs [branches, N, width] in the place of the last step's; for comparisons."""
+
     def keep(self) -> None:
         """The frame of the last step is finished: its K/V stay for the frames that follow."""
 

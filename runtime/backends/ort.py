@@ -130,7 +130,7 @@ class OrtClip:
 
         # Text K/V of both branches; a clip without guidance binds the first.
         binding, (both, length) = backend.sessions[TEXT_KEY_VALUES].io_binding(), (2, states.shape[1])
-        binding.bind_cpu_input("states", states)
+        binding.bind_cpu_input("states", np.ascontiguousarray(states, dtype))
         text = {n: memory.zeros((both, t.heads, length, t.head_dim), dtype) for n in layer_names("text", t.depth)}
         for name, buffer in text.items():
             memory.bind_output(binding, name, buffer)
@@ -175,6 +175,12 @@ class OrtClip:
         memory.put(binding, "draws", now.draws, draws)
         memory.run(self._sessions[DIFFUSION_HEAD], binding, DIFFUSION_HEAD)
         return memory.read(now.sampled)
+
+    def z(self) -> np.ndarray:
+        return self._memory.read(self._now.z).astype(np.float32)
+
+    def force(self, z: np.ndarray) -> None:
+        self._memory.put(self._head, "z", self._now.z, z)
 
     def keep(self) -> None:
         self._cache.keep()

@@ -142,6 +142,20 @@ class Buffers:
         self.wait()
         return rows.copy()
 
+    def read_z(self, count: int) -> np.ndarray:
+        """Wait for the last pass and read its first rows: [branches, count, width] float32; for comparisons."""
+        z = np.empty((self._plan.branches, self.rows, self._config.transformer.width), self._dtype)
+        self._cuda.download(z.ctypes.data, self.at["z"], z.nbytes, self._stream)
+        self.wait()
+        return z[:, :count].astype(np.float32)
+
+    def write_z(self, z: np.ndarray) -> None:
+        """Put `z` [branches, count, width] where the last pass left its own; the other rows repeat the first."""
+        rows = np.concatenate([z, np.repeat(z[:, :1], self.rows - z.shape[1], axis=1)], axis=1)
+        rows = np.ascontiguousarray(rows, self._dtype)
+        self._cuda.upload(self.at["z"], rows.ctypes.data, rows.nbytes, self._stream)
+        self.wait()
+
     def wait(self) -> None:
         """Until the stream has done everything."""
         self._cuda.synchronize(self._stream)

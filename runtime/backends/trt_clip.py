@@ -159,6 +159,13 @@ class TrtClip:
     ) -> None:
         self._buffers.send_pass(tokens, masked, predict, cos, sin, self._finished * self._tokens)
         self._passes[self._finished].run()
+        self._asked = len(predict)
+
+    def z(self) -> np.ndarray:
+        return self._buffers.read_z(self._asked)
+
+    def force(self, z: np.ndarray) -> None:
+        self._buffers.write_z(z)
 
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """As the protocol says; reading the result back is the one time that a mask step waits for the device."""

@@ -1,0 +1,107 @@
+"""One loop, several backends: a reference that decides, and others that are fed exactly what it is fed.
+
+It is a backend itself, so the real loop drives it, with the real schedule and noise. Knows nothing of measures, files
+or what is concluded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from videomar.runtime.backends.base import Backend, Clip, ClipPlan
+
+# What is compared at a call. HEAD is the head given the reference's z, SAMPLED the head given its own.
+TEXT, ENCODED, Z, HEAD, SAMPLED, DECODED = "text", "encoded", "z", "head", "sampled", "decoded"
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the reference and the others made of the same inputs. Arrays are valid until the listener returns."""
+
+    kind: str
+    frame: int  # latent frame, -1 outside of frames
+    step: int  # mask step; for a pass that only stores K/V, the number after the last
+    reference: np.ndarray
+    others: Mapping[str, np.ndarray]
+
+
+Listener = Callable[[Call], None]
+
+
+class Lockstep:
+    """A backend that returns the reference's results and tells `listen` about everybody's."""
+
+    def __init__(self, reference: Backend, others: Mapping[str, Backend], listen: Listener) -> None:
+        self.name = f"lockstep of {reference.name}"
+        self._reference, self._others, self._listen = reference, dict(others), listen
+
+    def encode_text(self, ids: np.ndarray) -> np.ndarray:
+        return self._once(TEXT, lambda backend: backend.encode_text(ids))
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        return self._once(ENCODED, lambda backend: backend.encode(pixels))
+
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        return self._once(DECODED, lambda backend: backend.decode(latents))
+
+    def _once(self, kind: str, call: Callable[[Backend], np.ndarray]) -> np.ndarray:
+        result = call(self._reference)
+        self._listen(Call(kind, -1, -1, result, {name: call(other) for name, other in self._others.items()}))
+        return result
+
+    def begin(self, states: np.ndarray, plan: ClipPlan) -> LockstepClip:
+        opened: list[Clip] = []
+        try:
+            for backend in (self._reference, *self._others.values()):
+                opened.append(backend.begin(states, plan))
+        except BaseException:
+            for clip in opened:
+                clip.close()
+            raise
+        return LockstepClip(opened[0], dict(zip(self._others, opened[1:], strict=True)), self._listen)
+
+    def close(self) -> None:
+        """The backends belong to whoever opened them."""
+
+
+class LockstepClip:
+    """One clip on every backend; frames and steps are counted as the loop calls."""
+
+    def __init__(self, reference: Clip, others: Mapping[str, Clip], listen: Listener) -> None:
+        self._reference, self._others, self._listen = reference, others, listen
+        self._frame, self._step = 0, -1
+
+    def step(
+        self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
+    ) -> None:
+        self._step += 1
+        for clip in (self._reference, *self._others.values()):
+            clip.step(tokens, masked, predict, cos, sin)
+        self._tell(Z, self._reference.z(), {name: clip.z() for name, clip in self._others.items()})
+
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        z = self._reference.z()
+        sampled = np.array(self._reference.sample(guidance, initial, draws))
+        own = {name: np.array(clip.sample(guidance, initial, draws)) for name, clip in self._others.items()}
+        self._tell(SAMPLED, sampled, own)
+        forced = {}
+        for name, clip in self._others.items():
+            clip.force(z)
+            forced[name] = np.array(clip.sample(guidance, initial, draws))
+        self._tell(HEAD, sampled, forced)
+        return sampled
+
+    def _tell(self, kind: str, reference: np.ndarray, others: Mapping[str, np.ndarray]) -> None:
+        self._listen(Call(kind, self._frame, self._step, reference, others))
+
+    def keep(self) -> None:
+        for clip in (self._reference, *self._others.values()):
+            clip.keep()
+        self._frame, self._step = self._frame + 1, -1
+
+    def close(self) -> None:
+        for clip in (self._reference, *self._others.values()):
+            clip.close()

@@ -1,0 +1,94 @@
+"""The PyTorch reference behind the backends' protocol, so that the same loop drives it and all that is compared with it.
+
+Nothing is rearranged, fused or cached beyond K/V. Knows nothing of ONNX, files or the loop.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from videomar.model.generate import sample_tokens
+from videomar.model.transformer import KeyValue
+from videomar.model.videomar import VideoMAR
+from videomar.runtime.backends.base import ClipPlan
+from videomar.schedule import DiffusionSchedule
+
+
+class TorchBackend:
+    """One model in FP32 on the CPU; `prefix` is the number of system prompt ids."""
+
+    name = "pytorch"
+
+    def __init__(self, model: VideoMAR, prefix: int) -> None:
+        self.model, self.prefix = model, prefix
+
+    @torch.inference_mode()
+    def encode_text(self, ids: np.ndarray) -> np.ndarray:
+        return self.model.text_encoder(torch.from_numpy(ids))[:, self.prefix :].numpy()
+
+    @torch.inference_mode()
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        return self.model.video_tokenizer.encode(torch.from_numpy(pixels)).numpy()
+
+    @torch.inference_mode()
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        return self.model.video_tokenizer.decode(torch.from_numpy(latents)).clamp(-1, 1).numpy()
+
+    def begin(self, states: np.ndarray, plan: ClipPlan) -> TorchClip:
+        return TorchClip(self.model, states, plan)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class TorchClip:
+    """K/V of one clip."""
+
+    @torch.inference_mode()
+    def __init__(self, model: VideoMAR, states: np.ndarray, plan: ClipPlan) -> None:
+        self._model, self._plan = model, plan
+        context = model.transformer.text_context(torch.from_numpy(np.asarray(states, np.float32)))
+        if plan.branches == 2:
+            context = torch.cat([context, model.transformer.fake_latent[:, : context.shape[1]]])
+        self._text = model.transformer.text_key_values(context)
+        self._past: list[KeyValue] | None = None
+        self._schedule = DiffusionSchedule(plan.timesteps, plan.coefficients)
+
+    @torch.inference_mode()
+    def step(
+        self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
+    ) -> None:
+        branches, t = self._plan.branches, self._model.transformer
+        z, self._present = t(
+            torch.from_numpy(tokens).expand(branches, -1, -1),
+            torch.from_numpy(masked).expand(branches, -1),
+            self._whole(cos),
+            self._whole(sin),
+            self._text,
+            past=self._past,
+        )
+        self._z = z[:, torch.from_numpy(predict)]
+
+    def _whole(self, half: np.ndarray) -> Tensor:
+        """The backends' tables [S, D/2] as the paper's [S, D]: every slice's angles twice."""
+        slices = torch.from_numpy(half).split([width // 2 for width in self._model.config.transformer.rope_split], -1)
+        return torch.cat([part for each in slices for part in (each, each)], dim=-1)
+
+    def z(self) -> np.ndarray:
+        return self._z.numpy()
+
+    def force(self, z: np.ndarray) -> None:
+        self._z = torch.from_numpy(np.array(z, np.float32))
+
+    @torch.inference_mode()
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
+        # The draws are scaled already, and zero at the last step.
+        return sample_tokens(self._model, self._z, guidance, 1.0, self._schedule, initial, draws).numpy()
+
+    def keep(self) -> None:
+        self._past = self._present
+
+    def close(self) -> None:
+        self._past = None
