@@ -63,7 +63,7 @@ def open_source(directory: Path, options: BuildOptions) -> Source:
             f"{directory} has a K/V cache of any length, TensorRT wants a fixed one; export again with "
             "--emitter native --cache-tokens N (latent frames * h * w)"
         )
-    specs = contract(manifest.config, manifest.precision, manifest.emitter == "native", cache)
+    specs = contract(manifest.config, manifest.activations, manifest.emitter == "native", cache)
     sizes = Sizes.of(manifest.config, **options.sizes)
     prefix = PromptTokenizer(directory / "tokenizer.json", manifest.config.text).prefix
     ranges = axis_ranges(manifest.config, sizes, prefix, cache)

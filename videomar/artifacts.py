@@ -81,6 +81,11 @@ class Manifest:
             if not path.parts or path.anchor or ".." in path.parts:
                 raise ArtifactError(f"key 'files' lists {name!r}, expected a path inside the directory")
 
+    @property
+    def activations(self) -> str:
+        """The dtype between graphs as `contract` wants it, "fp32" or "fp16": INT8 weights leave it as it was."""
+        return str(self.extra.get("activations", "fp32")) if self.precision == "int8" else self.precision
+
     def to_json(self) -> str:
         """The manifest as JSON text, NumPy scalars as plain numbers; `from_json` reads it back to an equal object."""
         return json.dumps(dataclasses.asdict(self), indent=2, default=_plain) + "\n"

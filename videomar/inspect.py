@@ -30,7 +30,7 @@ def describe(directory: Path) -> dict[str, Any]:
 def _artifacts(directory: Path) -> dict[str, Any]:
     manifest = read_manifest(directory)
     verify(directory, manifest)
-    specs = contract(manifest.config, manifest.precision, manifest.emitter == "native")
+    specs = contract(manifest.config, manifest.activations, manifest.emitter == "native")
     tensors = {
         spec.name: [
             *(f"in   {t.name:20} {t.dtype:8} {_axes(t.axes)}" for t in spec.inputs),

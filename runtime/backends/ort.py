@@ -50,7 +50,7 @@ class OrtBackend:
         self.config = manifest.config
         self.in_place = manifest.emitter == "native"
         self.cache_tokens: int | None = manifest.extra.get("cache_tokens")
-        self.specs = contract(manifest.config, manifest.precision, self.in_place, self.cache_tokens)
+        self.specs = contract(manifest.config, manifest.activations, self.in_place, self.cache_tokens)
         self._device = providers.device
         self.memory = memory or (
             DeviceMemory(providers.device, 0, providers.copying) if providers.device != "cpu" else HostMemory()

@@ -69,7 +69,7 @@ class TrtBackend:
                 f"{directory} has a K/V cache of any length, TensorRT wants a fixed one; export with --emitter native "
                 f"--cache-tokens N, then {self._rebuild}"
             )
-        self.specs = contract(manifest.config, manifest.precision, manifest.emitter == "native", self._cache_tokens)
+        self.specs = contract(manifest.config, manifest.activations, manifest.emitter == "native", self._cache_tokens)
         self._dtype = np.dtype(self.specs[TRANSFORMER_STEP].outputs[0].dtype)
         self._clips: weakref.WeakSet[TrtClip] = weakref.WeakSet()
         self._stack = ExitStack()
