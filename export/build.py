@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -28,7 +29,7 @@ from videomar.graphs import (
     GraphSpec,
     TensorSpec,
 )
-from videomar.model.videomar import VideoMAR
+from videomar.model.videomar import PartsOfCheckpoint, VideoMAR
 
 AUTO = torch.export.Dim.AUTO
 # Example sizes; all different, so that the tracer cannot take one axis for another.
@@ -42,9 +43,17 @@ class GraphBuilder:
     """Builds the graphs of one model for one set of specs; `prefix` is the number of system prompt ids."""
 
     def __init__(
-        self, model: VideoMAR, specs: dict[str, GraphSpec], emit: Emitter, dtype: torch.dtype, prefix: int
+        self,
+        model: VideoMAR | PartsOfCheckpoint,
+        specs: dict[str, GraphSpec],
+        emit: Emitter,
+        dtype: torch.dtype,
+        prefix: int,
+        folder: Path | None = None,
     ) -> None:
+        """folder: where graphs with too many weights for one file leave them while they are built."""
         self.model, self.specs, self.emit, self.dtype, self.prefix = model, specs, emit, dtype, prefix
+        self.folder = folder
 
     def build(self, name: str) -> onnx.ModelProto:
         """One graph of the contract."""
@@ -63,9 +72,11 @@ class GraphBuilder:
     def _trace(
         self, name: str, module: nn.Module, args: list[Any], axes: list[Any], opset: int = OPSET
     ) -> onnx.ModelProto:
-        if self.dtype != torch.float32:
-            module = copy.deepcopy(module).to(self.dtype)
-        return to_onnx(module.eval(), args, axes, self.specs[name], opset)
+        if any(p.dtype != self.dtype for p in module.parameters()):
+            module = copy.deepcopy(module)
+            for p in module.parameters():  # buffers, such as rotary frequencies, keep their precision
+                p.data = p.data.to(self.dtype)
+        return to_onnx(module.eval(), args, axes, self.specs[name], opset, self.folder)
 
     def _examples(self, name: str) -> tuple[list[Tensor], list[dict[int, Any]]]:
         """Inputs of the contract's sizes, and their moving axes."""

@@ -22,7 +22,7 @@ from videomar.export.emitters import emitter
 from videomar.export.linter import lint_file
 from videomar.export.onnx_files import save
 from videomar.graphs import GRAPHS, TOLERANCE, contract
-from videomar.model.videomar import PARTS, load_checkpoint
+from videomar.model.videomar import PARTS, PartsOfCheckpoint
 from videomar.runtime.prompt import PromptTokenizer
 
 LEAST_CACHE = 64  # the check's own clips have to fit
@@ -63,25 +63,29 @@ def export_checkpoint(
     if not force and up_to_date(out, inputs):
         return False
     progress("loading the checkpoint", 0, 2 * len(GRAPHS) + 1)
-    model = load_checkpoint(checkpoint)
-    specs = contract(model.config, precision, emit.in_place, cache_tokens)
-    prefix = PromptTokenizer(checkpoint / "tokenizer.json", model.config.text).prefix
-    builder = GraphBuilder(model, specs, emit, DTYPES[precision], prefix)
+    # One part of the model in memory at a time: in the graph's precision, then, to check the graph, in FP32.
+    source, reference = PartsOfCheckpoint(checkpoint, DTYPES[precision]), PartsOfCheckpoint(checkpoint)
+    reference.check()
+    config = reference.config
+    specs = contract(config, precision, emit.in_place, cache_tokens)
+    prefix = PromptTokenizer(checkpoint / "tokenizer.json", config.text).prefix
     with write_directory(out, force=force) as directory, torch.inference_mode():
         shutil.copy(checkpoint / "tokenizer.json", directory / "tokenizer.json")
+        builder = GraphBuilder(source, specs, emit, DTYPES[precision], prefix, directory)
         checks: dict[str, dict[str, float]] = {}
         lint: dict[str, list[str]] = {}  # what TensorRT cannot build; a board without the onnx package reads it here
         for i, name in enumerate(GRAPHS):
             progress(f"exporting {name}", 2 * i + 1, 2 * len(GRAPHS) + 1)
             file = directory / f"{name}.onnx"
             save(builder.build(name), file)
+            source.release()
             gc.collect()
             if found := lint_file(file, tensorrt=False):
                 raise ParityError(str(found[0]))
             lint[name] = [str(f) for f in lint_file(file)]
             progress(f"checking {name} against PyTorch", 2 * i + 2, 2 * len(GRAPHS) + 1)
             checks[name] = check_graph(
-                file, specs[name], model, prefix, TOLERANCE[precision][name], emit.in_place, cache_tokens
+                file, specs[name], reference, prefix, TOLERANCE[precision][name], emit.in_place, cache_tokens
             )
         write_manifest(
             directory,
@@ -90,7 +94,7 @@ def export_checkpoint(
                 precision=precision,
                 emitter=emit.name,
                 opset=emit.opset,
-                config=model.config,
+                config=config,
                 inputs=inputs,
                 made_by={
                     "videomar": version("videomar"),

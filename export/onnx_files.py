@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir
 import torch
 from onnx import helper
 from torch import nn
@@ -20,6 +21,7 @@ from videomar.export.names import name_by_module
 from videomar.graphs import GraphSpec, TensorSpec
 
 MAX_INLINE_BYTES = 1 << 30  # above this, weights go to a .onnx.data file beside the graph (protobuf ends at 2 GiB)
+EXTERNAL_FROM = 4096  # bytes; smaller tensors stay in the graph
 DTYPES = {
     "float32": onnx.TensorProto.FLOAT,
     "float16": onnx.TensorProto.FLOAT16,
@@ -45,10 +47,16 @@ def quiet() -> Iterator[None]:
 
 
 def to_onnx(
-    module: nn.Module, args: Sequence[Any], dynamic_shapes: Sequence[Any], spec: GraphSpec, opset: int
+    module: nn.Module,
+    args: Sequence[Any],
+    dynamic_shapes: Sequence[Any],
+    spec: GraphSpec,
+    opset: int,
+    folder: Path | None = None,
 ) -> onnx.ModelProto:
     """Trace `module` with example `args` into a graph with the contract's tensor names and axes.
 
+    folder: where weights that are too many for one file go at once, as NAME.onnx.data, never all copied in memory.
     Raises ParityError when the traced graph's tensors differ from the contract in number, dtype or rank.
     """
     with quiet(), torch.inference_mode():
@@ -62,11 +70,23 @@ def to_onnx(
             dynamic_shapes=tuple(dynamic_shapes),
             verbose=False,
         )
-    model = program.model_proto
+        size = sum(p.nbytes for p in module.parameters())
+        if folder is not None and size > MAX_INLINE_BYTES:
+            graph, data = program.model, data_file(spec.name)
+            model = onnx_ir.to_proto(
+                onnx_ir.external_data.unload_from_model(graph, folder, data, size_threshold_bytes=EXTERNAL_FROM)
+            )
+        else:
+            model = program.model_proto
     name_by_module(model.graph)
     strip(model.graph)
     apply_contract(model.graph, spec)
     return model
+
+
+def data_file(name: str) -> str:
+    """Name of the file beside the graph that holds its weights when they are too many for one."""
+    return f"{name}.onnx.data"
 
 
 def strip(graph: onnx.GraphProto) -> None:
@@ -111,8 +131,11 @@ def value_info(tensor: TensorSpec) -> onnx.ValueInfoProto:
 def save(model: onnx.ModelProto, file: Path) -> None:
     """Write a graph, with its weights beside it when they are too large for one file; checks the ONNX rules."""
     # Not ByteSize: protobuf refuses to count beyond 2 GiB.
-    if sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_INLINE_BYTES:
-        onnx.save(model, file, save_as_external_data=True, location=f"{file.name}.data", size_threshold=4096)
+    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in model.graph.initializer):
+        file.write_bytes(model.SerializeToString())
+        onnx.checker.check_model(str(file))
+    elif sum(len(tensor.raw_data) for tensor in model.graph.initializer) > MAX_INLINE_BYTES:
+        onnx.save(model, file, save_as_external_data=True, location=data_file(file.stem), size_threshold=EXTERNAL_FROM)
         onnx.checker.check_model(str(file))
     else:
         onnx.checker.check_model(model)

@@ -24,7 +24,7 @@ class _Norm(nn.Module):
 
     def __init__(self, weight: Tensor, factor: float, emit: Emitter) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight * factor, requires_grad=False)
+        self.weight = nn.Parameter((weight.float() * factor).to(weight.dtype), requires_grad=False)
         self.emit = emit
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
+from transformers.initialization import no_init_weights
 
 from videomar.config import ModelConfig
 from videomar.errors import ArtifactError
@@ -59,30 +61,92 @@ def load_checkpoint(directory: Path) -> VideoMAR:
 
     Raises ArtifactError naming the first missing, unreadable or ill-fitting file or tensor; no code is unpickled.
     """
-    if not (directory / "config.json").is_file():
-        raise ArtifactError(f"no checkpoint at {directory}: config.json is missing; give the directory that holds it")
-    model = VideoMAR(ModelConfig.from_json((directory / "config.json").read_text())).eval()
+    parts = PartsOfCheckpoint(directory)
+    with no_init_weights():
+        model = VideoMAR(parts.config).eval()
     for part in PARTS:
-        file = directory / f"{part}.safetensors"
+        setattr(model, part, getattr(parts, part))
+    return model
+
+
+class PartsOfCheckpoint:
+    """A checkpoint that looks like VideoMAR; a part is read when it is asked for, and kept until `release`.
+
+    Weights have the given dtype, converted one by one as they are read; buffers, such as rotary frequencies, stay as
+    they are made. Raises ArtifactError as `load_checkpoint` does.
+    """
+
+    def __init__(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
+        file = directory / "config.json"
         if not file.is_file():
-            raise ArtifactError(f"checkpoint {directory} lacks {file.name}; copy the whole directory again")
+            raise ArtifactError(
+                f"no checkpoint at {directory}: config.json is missing; give the directory that holds it"
+            )
+        self.config = ModelConfig.from_json(file.read_text())
+        self._directory, self._dtype = directory, dtype
+
+    def __getattr__(self, part: str) -> Any:
+        if part not in PARTS:
+            raise AttributeError(part)
+        module = self._read(part)
+        setattr(self, part, module)  # found at once from now on
+        return module
+
+    def release(self) -> None:
+        """Let go of every part."""
+        for part in PARTS:
+            self.__dict__.pop(part, None)
+
+    def check(self) -> None:
+        """Raise ArtifactError if any part is missing or does not fit, without reading weights."""
+        for part in PARTS:
+            with self._open(part) as file:
+                _check_names(self._empty(part), file, self._file(part))
+
+    def _file(self, part: str) -> Path:
+        file = self._directory / f"{part}.safetensors"
+        if not file.is_file():
+            raise ArtifactError(f"checkpoint {self._directory} lacks {file.name}; copy the whole directory again")
+        return file
+
+    def _open(self, part: str) -> Any:
+        file = self._file(part)
         try:
-            tensors = load_file(file)
+            return safe_open(file, framework="pt")
         except (SafetensorError, OSError) as error:
             raise ArtifactError(f"{file} cannot be read ({error}); copy it again") from None
-        _load_exactly(getattr(model, part), tensors, file)
-    return model.requires_grad_(False)
+
+    def _empty(self, part: str) -> nn.Module:
+        c, t = self.config, self.config.transformer
+        with no_init_weights():  # all are about to be replaced; until then their memory stays untouched
+            if part == "video_tokenizer":
+                return VideoTokenizer(c.tokenizer)
+            if part == "text_encoder":
+                return TextEncoder(c.text)
+            if part == "transformer":
+                return Transformer(t, c.text.width, c.text.max_tokens)
+            return DiffusionHead(c.head, t.token_channels, t.width)
+
+    def _read(self, part: str) -> nn.Module:
+        module = self._empty(part)
+        with self._open(part) as file:
+            _check_names(module, file, self._file(part))
+            for name in file.keys():
+                tensor = file.get_tensor(name)
+                if tensor.is_floating_point():
+                    tensor = tensor.to(self._dtype)
+                module.load_state_dict({name: tensor}, strict=False, assign=True)
+        return module.eval().requires_grad_(False)
 
 
-def _load_exactly(module: nn.Module, tensors: dict[str, torch.Tensor], file: Path) -> None:
+def _check_names(module: nn.Module, tensors: Any, file: Path) -> None:
     wanted = module.state_dict()
-    for name in sorted(wanted.keys() - tensors.keys()):
+    found = set(tensors.keys())
+    for name in sorted(wanted.keys() - found):
         raise ArtifactError(f"{file} lacks the tensor {name!r}, shape {list(wanted[name].shape)}")
-    for name in sorted(tensors.keys() - wanted.keys()):
+    for name in sorted(found - wanted.keys()):
         raise ArtifactError(f"{file} has an unknown tensor {name!r}; config.json may be another model's")
-    for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            raise ArtifactError(
-                f"{file}: {name!r} is {list(tensor.shape)}, expected {list(wanted[name].shape)} by config.json"
-            )
-    module.load_state_dict(tensors)
+    for name in sorted(found):
+        shape = tensors.get_slice(name).get_shape()
+        if shape != list(wanted[name].shape):
+            raise ArtifactError(f"{file}: {name!r} is {shape}, expected {list(wanted[name].shape)} by config.json")
