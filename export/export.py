@@ -7,6 +7,7 @@ import gc
 import platform
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import onnxruntime
 import torch
 
 from videomar.artifacts import Manifest, hash_files, up_to_date, write_directory, write_manifest
+from videomar.config import PRESETS
+from videomar.demo.words import write_tokenizer
 from videomar.errors import ArtifactError, InputError, ParityError
 from videomar.export.build import GraphBuilder
 from videomar.export.checks import check_graph
@@ -22,9 +25,11 @@ from videomar.export.emitters import emitter
 from videomar.export.linter import lint_file
 from videomar.export.onnx_files import save
 from videomar.graphs import GRAPHS, TOLERANCE, contract
+from videomar.model.random_parts import RandomParts
 from videomar.model.videomar import PARTS, PartsOfCheckpoint
 from videomar.runtime.prompt import PromptTokenizer
 
+Progress = Callable[[str, int, int], None]  # stage, how many are done, of how many
 LEAST_CACHE = 64  # the check's own clips have to fit
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -36,41 +41,92 @@ def export_checkpoint(
     emitter_name: str = "portable",
     cache_tokens: int | None = None,
     force: bool = False,
-    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> bool:
     """Write every graph of `checkpoint` into `out` and check each against PyTorch; False if `out` is up to date.
 
     Raises ArtifactError for a bad checkpoint or target, InputError for an unknown option, ParityError when a graph's
     numbers miss the contract's tolerance; then `out` is left as it was.
     """
-    emit = emitter(emitter_name)
-    if cache_tokens is not None and cache_tokens < LEAST_CACHE:
-        raise InputError(f"cache tokens is {cache_tokens}, expected at least {LEAST_CACHE}; change --cache-tokens")
     files = [checkpoint / n for n in ("config.json", "tokenizer.json", *(f"{part}.safetensors" for part in PARTS))]
     for file in files:
         if not file.is_file():
             raise ArtifactError(f"checkpoint {checkpoint} lacks {file.name}; copy the whole directory again")
     if checkpoint.resolve().is_relative_to(out.resolve()):
         raise InputError(f"{out} holds the checkpoint, expected another directory to write; give another one with -o")
+    return _export(
+        lambda dtype: PartsOfCheckpoint(checkpoint, dtype),
+        lambda file: shutil.copy(checkpoint / "tokenizer.json", file),
+        hash_files(files),
+        Options(out, precision, emitter_name, cache_tokens, force, progress),
+    )
+
+
+def export_random(
+    preset: str,
+    seed: int,
+    out: Path,
+    precision: str = "fp32",
+    emitter_name: str = "portable",
+    cache_tokens: int | None = None,
+    force: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+) -> bool:
+    """As `export_checkpoint`, of a preset with random weights and the demo world's words: for measuring, not for video.
+
+    Raises InputError for an unknown preset or option, ParityError and ArtifactError as there.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"--random-weights wants a preset, one of {', '.join(PRESETS)}, got {preset!r}")
+    return _export(
+        lambda dtype: RandomParts(PRESETS[preset], dtype, seed),
+        write_tokenizer,
+        {"preset": preset, "seed": str(seed)},
+        Options(out, precision, emitter_name, cache_tokens, force, progress),
+    )
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an export is asked for."""
+
+    out: Path
+    precision: str
+    emitter: str
+    cache_tokens: int | None
+    force: bool
+    progress: Progress
+
+
+def _export(
+    parts: Callable[[torch.dtype], PartsOfCheckpoint],
+    write_words: Callable[[Path], object],
+    made_from: dict[str, str],
+    options: Options,
+) -> bool:
+    out, precision, cache_tokens, progress = options.out, options.precision, options.cache_tokens, options.progress
+    emit = emitter(options.emitter)
+    if cache_tokens is not None and cache_tokens < LEAST_CACHE:
+        raise InputError(f"cache tokens is {cache_tokens}, expected at least {LEAST_CACHE}; change --cache-tokens")
     inputs = {
-        **hash_files(files),
+        **made_from,
         "precision": precision,
         "emitter": emit.name,
         "cache_tokens": str(cache_tokens),
         "videomar": version("videomar"),
         "torch": torch.__version__,
     }
-    if not force and up_to_date(out, inputs):
+    if not options.force and up_to_date(out, inputs):
         return False
     progress("loading the checkpoint", 0, 2 * len(GRAPHS) + 1)
     # One part of the model in memory at a time: in the graph's precision, then, to check the graph, in FP32.
-    source, reference = PartsOfCheckpoint(checkpoint, DTYPES[precision]), PartsOfCheckpoint(checkpoint)
+    source, reference = parts(DTYPES[precision]), parts(torch.float32)
     reference.check()
     config = reference.config
     specs = contract(config, precision, emit.in_place, cache_tokens)
-    prefix = PromptTokenizer(checkpoint / "tokenizer.json", config.text).prefix
-    with write_directory(out, force=force) as directory, torch.inference_mode():
-        shutil.copy(checkpoint / "tokenizer.json", directory / "tokenizer.json")
+    with write_directory(out, force=options.force) as directory, torch.inference_mode():
+        write_words(directory / "tokenizer.json")
+        prefix = PromptTokenizer(directory / "tokenizer.json", config.text).prefix
         builder = GraphBuilder(source, specs, emit, DTYPES[precision], prefix, directory)
         checks: dict[str, dict[str, float]] = {}
         lint: dict[str, list[str]] = {}  # what TensorRT cannot build; a board without the onnx package reads it here

@@ -19,7 +19,6 @@ from videomar.config import HeadConfig, ModelConfig, SamplingConfig, TextConfig,
 from videomar.graphs import GRAPHS, TRANSFORMER_STEP, contract
 
 if TYPE_CHECKING:
-    from videomar.model.head import DiffusionHead
     from videomar.model.videomar import VideoMAR
 
 CACHE_TOKENS = 64  # of the artifacts with a cache of fixed length
@@ -67,40 +66,17 @@ def tiny_config() -> ModelConfig:
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_config: ModelConfig) -> Path:
     """Seeded random weights whose tokens and pixels stay near one."""
     from videomar.demo.words import write_tokenizer
+    from videomar.model.random_parts import calm
     from videomar.model.videomar import VideoMAR, save_checkpoint
 
     directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
     model = VideoMAR(tiny_config).randomize(0)
-    _tame(model.diffusion_head)
+    calm(model.diffusion_head)
     for p in model.video_tokenizer.vae.decoder.conv_out.conv_t.parameters():
         p.data.mul_(0.15)  # or most pixels are cut at -1 and 1
     save_checkpoint(model, directory)
     write_tokenizer(directory / "tokenizer.json")
     return directory
-
-
-def _tame(head: DiffusionHead) -> None:
-    """Make the head random around "the noise is x itself", as a trained one says of pure noise.
-
-    Sampling starts by dividing by the signal power, so that any other head returns numbers of thousands.
-    """
-    import torch
-
-    large, channels = 30.0, head.final_layer.linear.out_features // 2
-    linear, modulation = head.final_layer.linear, head.final_layer.adaLN_modulation[1]
-    scaled = [(head.input_proj, 0.02), (linear, 0.01), (modulation, 1e-4)]
-    for block in head.res_blocks:
-        scaled += [(block.mlp[2], 0.3), (block.adaLN_modulation[1], 0.3)]
-    # x and -x keep the mean at zero; a large constant beside them makes the last LayerNorm a division by a constant.
-    rest = head.config.width - 2 * channels
-    with torch.no_grad():
-        for layer, factor in scaled:
-            layer.weight.mul_(factor)
-            layer.bias.mul_(factor)
-        head.input_proj.weight[: 2 * channels] = torch.cat([torch.eye(channels), -torch.eye(channels)])
-        head.input_proj.bias[2 * channels :] += large * (-1.0) ** torch.arange(rest)
-        linear.weight[:channels, :channels] += torch.eye(channels) * large * (rest / head.config.width) ** 0.5
-        linear.weight[channels:, :channels] *= 30 * large  # the variance may vary
 
 
 @pytest.fixture(scope="session")

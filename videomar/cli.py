@@ -65,8 +65,9 @@ def export(args: argparse.Namespace) -> int:
     """Write and check every graph of a checkpoint."""
     from tqdm import tqdm
 
-    _check_checkpoint(args.checkpoint, args.output)
-    from videomar.export.export import export_checkpoint
+    if args.random_weights is None:
+        _check_checkpoint(args.checkpoint, args.output)
+    from videomar.export.export import export_checkpoint, export_random
 
     with tqdm(total=1, unit="stage", leave=False, disable=None, bar_format=_BAR) as bar:
 
@@ -74,15 +75,11 @@ def export(args: argparse.Namespace) -> int:
             bar.total, bar.n = total, done
             bar.set_description(stage)
 
-        wrote = export_checkpoint(
-            args.checkpoint,
-            args.output,
-            args.precision,
-            args.emitter,
-            args.cache_tokens,
-            force=args.force,
-            progress=progress,
-        )
+        options = (args.output, args.precision, args.emitter, args.cache_tokens, args.force, progress)
+        if args.random_weights is None:
+            wrote = export_checkpoint(args.checkpoint, *options)
+        else:
+            wrote = export_random(str(args.checkpoint), args.random_weights, *options)
     if not wrote:
         print(f"{args.output} is up to date (the same checkpoint, options and versions)")
         return 0

@@ -78,6 +78,9 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p = command("export", "Write a checkpoint's graphs as ONNX and check each against PyTorch.")
     p.add_argument("checkpoint", type=Path, help="checkpoint directory, such as models/demo")
     p.add_argument("-o", "--output", type=Path, required=True, help="artifact directory to write")
+    p.add_argument(
+        "--random-weights", type=_SEED, metavar="SEED", help="for measuring: CHECKPOINT is a preset, videomar-1.4b"
+    )
     p.add_argument("--precision", choices=("fp32", "fp16"), default="fp32")
     p.add_argument(
         "--emitter",
