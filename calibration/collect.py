@@ -7,6 +7,7 @@ graphs are the runtime's own; what is watched is read from copies of the graphs 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,11 @@ def model_id(manifest: Manifest) -> str:
     """A hash of the checkpoint that artifacts were made of: the same for every precision and emitter."""
     hashes = sorted(f"{k} {v}" for k, v in manifest.inputs.items() if re.fullmatch("[0-9a-f]{64}", v))
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def trajectory_key(clip: CalibrationClip, knobs: dict[str, Any]) -> str:
+    """A hash of what decides a clip's trajectory."""
+    return hashlib.sha256(f"{clip.key} {json.dumps(knobs, sort_keys=True)}".encode()).hexdigest()[:32]
 
 
 def linears_of(directory: Path) -> list[Linear]:
@@ -68,16 +74,16 @@ def collect(
         found = Ranges.load(state)
         if found.model == ranges.model:
             ranges = found
-    linears = linears_of(directory)
+    linears, keys = linears_of(directory), [trajectory_key(clip, knobs) for clip in clips]
     with tempfile.TemporaryDirectory(prefix="videomar-") as folder:
         groups = list(_groups(linears, manifest, knobs, memory))
         steps = _steps(directory, manifest, clips, knobs)
         of, done = steps * len(groups) * len(clips), 0
         for index, group in enumerate(groups):
             graphs = _watched(directory, Path(folder), group, largest=index == 0, threads=threads)
-            for clip in clips:
-                part = f"{clip.key}/{group[0].name}"
-                if part in ranges.parts or clip.key in ranges.clips:
+            for clip, key in zip(clips, keys, strict=True):
+                part = f"{key}/{group[0].name}"
+                if part in ranges.parts or key in ranges.clips:
                     done += steps
                     continue
                 seen = Ranges(ranges.model)
@@ -98,8 +104,8 @@ def collect(
                 ranges.merge(seen)
                 ranges.parts.append(part)
                 if index == len(groups) - 1:
-                    ranges.clips[clip.key] = clip.name
-                    ranges.parts = [p for p in ranges.parts if not p.startswith(clip.key)]
+                    ranges.clips[key] = clip.name
+                    ranges.parts = [p for p in ranges.parts if not p.startswith(key)]
                 ranges.save(state)
     return ranges
 

@@ -19,7 +19,7 @@ from videomar.calibration.linears import Linear
 from videomar.calibration.plain import Arrays
 from videomar.calibration.ranges import Ranges, Seen
 
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+LOWEST = {TensorProto.FLOAT: float(np.finfo(np.float32).min), TensorProto.FLOAT16: float(np.finfo(np.float16).min)}
 LARGEST = "::largest"
 
 
@@ -29,29 +29,41 @@ def watched_copy(file: Path, folder: Path, tensors: Iterable[str] = (), largest:
     Weights beside the graph are linked, or copied where the file system cannot.
     """
     model = onnx.load(file, load_external_data=False)
-    graph = model.graph
-    named = {v.name for v in graph.output}
-    wanted = dict.fromkeys(t for t in tensors if t not in named)
+    named = {v.name for v in model.graph.output}
+    wanted = [name for name in dict.fromkeys(tensors) if name not in named]
     if largest:
-        for name in float_tensors(model):
-            graph.node.append(helper.make_node("Cast", [name], [f"{name}::float"], to=TensorProto.FLOAT))
-            graph.node.append(helper.make_node("Abs", [f"{name}::float"], [f"{name}::abs"]))
-            graph.node.append(helper.make_node("ReduceMax", [f"{name}::abs"], [name + LARGEST], keepdims=0))
-            wanted[name + LARGEST] = None
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+        wanted += _add_largest(model)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     for data in file.parent.glob(f"{file.name}.data"):
         link_or_copy(data, folder / data.name)
     onnx.save(model, folder / file.name)
     return folder / file.name
 
 
-def float_tensors(model: onnx.ModelProto) -> Iterator[str]:
-    """Names of the floating-point tensors that the graph's nodes make, the ones in loops left out."""
+def float_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:
+    """Name and type of the floating-point tensors that the graph's nodes make, the ones in loops left out."""
     inferred = shape_inference.infer_shapes(model).graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.value_info, *inferred.output)}
     for node in model.graph.node:
         if node.op_type != "Constant":
-            yield from (name for name in node.output if types.get(name) in FLOATS)
+            yield from ((name, types[name]) for name in node.output if types.get(name) in LOWEST)
+
+
+def _add_largest(model: onnx.ModelProto) -> list[str]:
+    """Compute every tensor's largest absolute value; the lowest number there is counts as a mask's, not as a value."""
+    nodes, made = model.graph.node, []
+    for name, kind in list(float_tensors(model)):
+        lowest, plain, masked = f"{name}::lowest", f"{name}::plain", f"{name}::masked"
+        zero, value, size = f"{name}::zero", f"{name}::value", f"{name}::size"
+        model.graph.initializer.append(helper.make_tensor(lowest, TensorProto.FLOAT, [], [LOWEST[kind]]))
+        model.graph.initializer.append(helper.make_tensor(zero, TensorProto.FLOAT, [], [0.0]))
+        nodes.append(helper.make_node("Cast", [name], [plain], to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("Equal", [plain, lowest], [masked]))
+        nodes.append(helper.make_node("Where", [masked, zero, plain], [value]))
+        nodes.append(helper.make_node("Abs", [value], [size]))
+        nodes.append(helper.make_node("ReduceMax", [size], [name + LARGEST], keepdims=0))
+        made.append(name + LARGEST)
+    return made
 
 
 def link_or_copy(source: Path, target: Path) -> None:

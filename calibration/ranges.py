@@ -21,7 +21,7 @@ from videomar.errors import ArtifactError, InputError
 FORMAT = 1
 SHIFT = 18  # bits of a float32 that a bin leaves out
 BINS = (0xFF << 23) >> SHIFT  # of finite numbers
-ROWS = 128  # kept of every tensor, as they were
+ROWS = 256  # kept of every tensor, as they were
 
 
 def bin_edges() -> np.ndarray:

@@ -221,6 +221,13 @@ def train(args: argparse.Namespace) -> int:
     return 0
 
 
+def calibrate(args: argparse.Namespace) -> int:
+    """Quantize an artifact directory to INT8."""
+    from videomar.calibration.command import run
+
+    return run(args)
+
+
 def build(args: argparse.Namespace) -> int:
     """Build, verify and describe engines; or only try whether they can be built."""
     from videomar.export.build_command import run
@@ -284,6 +291,7 @@ RUNS: dict[str, Run] = {
     "import": import_,
     "export": export,
     "generate": generate,
+    "calibrate": calibrate,
     "build": build,
     "inspect": inspect,
     "evaluate": evaluate,

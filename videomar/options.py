@@ -116,6 +116,38 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs it (default: what is best here)")
 
+    p = command("calibrate", "Quantize an artifact directory's transformer to INT8 and say whether it pays.")
+    p.add_argument("directory", type=Path, help="artifact directory of `videomar export`")
+    p.add_argument("-o", "--output", type=Path, required=True, help="INT8 artifact directory to write")
+    p.add_argument(
+        "--clips", type=Path, nargs="+", default=[], metavar="LIST", help="text files of lines clip<TAB>prompt"
+    )
+    p.add_argument("--demo", type=_COUNT, metavar="N", help="use N clips of the demo world, too")
+    p.add_argument("--given", type=_COUNT, default=1, help="frames taken from each clip, 1 + 8k (default 1)")
+    p.add_argument(
+        "--ranges", type=Path, nargs="+", default=[], metavar="FILE", help="use these ranges.npz; only measure on clips"
+    )
+    p.add_argument("--method", choices=("auto", "minmax", "percentile", "mse"), default="auto")
+    p.add_argument("--alpha", default="auto", help="SmoothQuant's: auto, off or a number between 0 and 1")
+    p.add_argument(
+        "--target",
+        type=_number(0, 1),
+        default=0.999,
+        help="cosine of z on held-out steps, reached by keeping linears in floating point (default 0.999)",
+    )
+    p.add_argument("--keep", nargs="+", default=[], metavar="NAME", help="linears or families to keep in any case")
+    p.add_argument("--no-sensitivity", action="store_true", help="leave out the families' and sampled tokens' errors")
+    p.add_argument("--only-if-faster", action="store_true", help="write nothing where INT8 is not faster")
+    p.add_argument("--frames", type=_COUNT, help="pixel frames of every clip, 1 + 8k")
+    p.add_argument("--height", type=_PIXELS, help="of the clips, pixels")
+    p.add_argument("--width", type=_PIXELS, help="of the clips, pixels")
+    p.add_argument("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
+    p.add_argument("--head-steps", type=_COUNT, help="diffusion steps a token")
+    p.add_argument("--guidance-scale", type=_number(0, 1000))
+    p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
+    p.add_argument("--backend", choices=BACKENDS, default="auto", help="what the timing is taken on")
+    p.add_argument("--force", action="store_true", help="replace the directory even if it is up to date or not ours")
+
     p = command("build", "Build TensorRT engines of an artifact directory, on the machine that runs them.")
     p.add_argument("directories", type=Path, nargs="*", metavar="DIR", help="artifact directory of `videomar export`")
     p.add_argument("-o", "--output", type=Path, help="engine directory to write")

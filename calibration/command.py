@@ -1,0 +1,105 @@
+"""What `videomar calibrate` is asked for and what it prints; the work is calibrate.py's."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from videomar.artifacts import read_manifest
+from videomar.calibration.calibrate import Options, Outcome, calibrate
+from videomar.calibration.clips import CalibrationClip, demo_clips, read_list
+from videomar.calibration.overflow import FP16_MOST
+from videomar.errors import InputError
+
+_BAR = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed} passed, {remaining} left]"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Quantize an artifact directory; 0 also where INT8 is not faster, which it says."""
+    if args.alpha not in ("auto", "off"):
+        _check_alpha(args.alpha)
+    knobs = _knobs(args)
+    clips = _clips(args, knobs)
+    options = Options(
+        method=args.method,
+        alpha=args.alpha,
+        target=args.target,
+        keep=tuple(args.keep),
+        sensitivity=not args.no_sensitivity,
+        knobs=knobs,
+        only_if_faster=args.only_if_faster,
+        threads=args.threads,
+        backend=args.backend,
+    )
+    with tqdm(total=1, unit="step", leave=False, disable=None, bar_format=_BAR) as bar:
+
+        def progress(stage: str, done: int, of: int) -> None:
+            bar.total, bar.n = of or None, done
+            bar.set_description(stage)
+
+        outcome = calibrate(args.directory, args.output, clips, args.ranges, options, args.force, progress)
+    if outcome is None:
+        print(f"{args.output} is up to date (the same graphs, clips, options and versions)")
+        return 0
+    print("\n".join(_as_text(args.output, outcome)))
+    return 0
+
+
+def _check_alpha(text: str) -> None:
+    try:
+        good = 0 < float(text) < 1
+    except ValueError:
+        good = False
+    if not good:
+        raise InputError(f"--alpha is {text!r}, expected auto, off or a number between 0 and 1")
+
+
+def _knobs(args: argparse.Namespace) -> dict[str, Any]:
+    knobs = {key: getattr(args, key) for key in ("frames", "mask_steps", "head_steps", "guidance_scale")}
+    if args.height or args.width:
+        sampling = read_manifest(args.directory).config.sampling
+        knobs["size"] = (args.height or sampling.height, args.width or sampling.width)
+    return {key: value for key, value in knobs.items() if value is not None}
+
+
+def _clips(args: argparse.Namespace, knobs: dict[str, Any]) -> list[CalibrationClip]:
+    clips = [clip for i, file in enumerate(args.clips) for clip in read_list(file, args.given, 10**6 * i)]
+    if args.demo:
+        sampling = read_manifest(args.directory).config.sampling
+        height, width = knobs.get("size", (sampling.height, sampling.width))
+        clips += demo_clips(args.demo, args.given, height, width)
+    return clips
+
+
+def _as_text(output: Path, outcome: Outcome) -> list[str]:
+    r = outcome.report
+    errors, timing, size = r["errors"], r["timing"], r["bytes"]
+    quantized = sum(row["quantized"] for row in r["linears"].values())
+    lines = [
+        f"wrote {output}" if outcome.written else f"wrote nothing: {output} would not be faster",
+        f"  ranges      {r['plan']}, the best of {len(r['plans'])} ways; "
+        f"{quantized} of {len(r['linears'])} linears in INT8"
+        + (f", kept: {', '.join(r['kept'])}" if r["kept"] else ", none kept in floating point"),
+        f"  held out    z cosine {errors['z_cosine']:.5f} at worst, z relative {errors['z_relative']:.4f}, "
+        f"sampled tokens relative {errors['sampled_relative']:.4f} ({r['trials']} steps, teacher-forced)",
+        f"  bytes       transformer_step {size['int8'] / 2**20:.2f} MiB, {size['share_of_fp32']:.1%} of FP32's",
+        f"  time        {timing['int8_ms']:.2f} ms a transformer step, {r['source']['precision']} "
+        f"{timing['source_ms']:.2f} ms: {timing['speed']:.2f}x ({timing['backend']}, side by side)",
+        "  nearest to FP16's end (65504):",
+        *(f"    {row['share']:7.2%}  {row['graph']}: {row['tensor']}" for row in r["fp16"][:10]),
+    ]
+    words = {"overflow": "OVERFLOWS in FP16", "island": "needs FP32"}
+    lines += [
+        f"  {words[row['verdict']]}: {row['graph']}: {row['tensor']} reaches {row['largest']:g} of {FP16_MOST:g}"
+        for row in r["fp16"]
+        if row["verdict"] in words
+    ]
+    if timing["speed"] <= 1:
+        lines.append(
+            f"INT8 does not pay here: {timing['int8_ms']:.2f} ms a step against {timing['source_ms']:.2f} ms on "
+            f"{timing['backend']}; use the {r['source']['precision']} artifacts"
+        )
+    return lines
