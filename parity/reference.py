@@ -1,4 +1,4 @@
-"""The PyTorch reference behind the backends' protocol, so that the same loop drives it and all that is compared with it.
+"""The PyTorch reference behind the backends' protocol: the same loop drives it and all that is compared with it.
 
 Nothing is rearranged, fused or cached beyond K/V. Knows nothing of ONNX, files or the loop.
 """

@@ -235,6 +235,13 @@ def build(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def compare(args: argparse.Namespace) -> int:
+    """Climb the ladder from one directory to others."""
+    from videomar.parity.compare import run
+
+    return run(args)
+
+
 def doctor(args: argparse.Namespace) -> int:
     """Say what is installed here and what follows."""
     from videomar.runtime.doctor import as_data, as_text, examine
@@ -295,6 +302,7 @@ RUNS: dict[str, Run] = {
     "build": build,
     "inspect": inspect,
     "evaluate": evaluate,
+    "compare": compare,
     "doctor": doctor,
     "train": train,
 }

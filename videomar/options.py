@@ -49,7 +49,22 @@ def _number(least: float, most: float) -> Callable[[str], float]:
     return convert
 
 
+def _size(text: str) -> tuple[int, int]:
+    """HEIGHTxWIDTH, or one number for both."""
+    height, _, width = text.partition("x")
+    return _whole(1, 16384)(height), _whole(1, 16384)(width or height)
+
+
 _COUNT, _PIXELS, _THREADS, _SEED = _whole(1), _whole(1, 16384), _whole(1, 1024), _whole(0, 2**63 - 1)
+
+
+def _reporting(p: argparse.ArgumentParser) -> None:
+    """What `compare` and `replay` share."""
+    p.add_argument("--json", type=Path, help="write every number there")
+    p.add_argument("--html", type=Path, help="write a report there: one file, opens offline")
+    p.add_argument("--png", type=Path, help="write a picture of the report's first page there")
+    p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
+    p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs artifacts and engines")
 
 
 def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
@@ -196,6 +211,22 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--json", type=Path, help="write the figures there too")
     p.add_argument("--threads", type=_THREADS)
     p.add_argument("--backend", choices=BACKENDS, default="auto")
+
+    p = command("compare", "Say whether candidates are still the model: every rung from text states to finished clips.")
+    p.add_argument("reference", type=Path, help="the first directory: checkpoint, ONNX artifacts or engines")
+    p.add_argument("candidates", type=Path, nargs="+", metavar="candidate", help="directories compared with it")
+    p.add_argument("--image", type=Path, action="append", default=[], help="a first frame; as often as wanted")
+    p.add_argument("--prompt", action="append", default=[], help="one for every --image, or one for all")
+    p.add_argument("--cases", type=_COUNT, default=4, help="clips without --image: held-out demo scenes (default 4)")
+    p.add_argument("--seed", type=_SEED, default=0)
+    p.add_argument("--frames", type=_COUNT, help="pixel frames in all, 1 + 8k")
+    p.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="of the clips, pixels; one number for both")
+    p.add_argument("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
+    p.add_argument("--head-steps", type=_COUNT, help="diffusion steps a token")
+    p.add_argument("--layers", type=Path, help="for --html: what `videomar bisect --json` wrote")
+    p.add_argument("--ranges", type=Path, help="for --html: the ranges file of `videomar calibrate`")
+    p.add_argument("--sensitivity", type=Path, help="for --html: an INT8 directory of `videomar calibrate`")
+    _reporting(p)
 
     p = command("doctor", "Say what is installed here, what follows, and what mends what is broken.")
     p.add_argument("--json", action="store_true", help="everything, as JSON")

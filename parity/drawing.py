@@ -1,0 +1,238 @@
+"""A drawing as a list of shapes, so that one drawing becomes SVG in a page and pixels in a picture.
+
+Units are CSS pixels; y grows downwards, and a text's y is its baseline. Knows nothing of what is drawn.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+import cv2
+import numpy as np
+
+Point = tuple[float, float]
+
+INK, MUTED, RULE, PAPER = "#1b2026", "#67707b", "#e3e6ea", "#ffffff"
+ACCENT, BAD = "#0b6e75", "#b93815"  # one accent; the other colour says "missed" and nothing else
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+@dataclass(frozen=True)
+class Rect:
+    x: float
+    y: float
+    width: float
+    height: float
+    fill: str
+    radius: float = 0
+    title: str = ""  # shown when pointed at
+
+
+@dataclass(frozen=True)
+class Line:
+    points: tuple[Point, ...]
+    stroke: str
+    width: float = 1
+    dash: str = ""
+
+
+@dataclass(frozen=True)
+class Text:
+    x: float
+    y: float
+    text: str
+    size: float = 12
+    fill: str = INK
+    weight: int = 400
+    anchor: str = "start"  # "start", "middle" or "end"
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    x: float
+    y: float
+    width: float
+    height: float
+    pixels: np.ndarray  # [h, w, 3] uint8
+    title: str = ""
+
+
+@dataclass
+class Drawing:
+    """Shapes in the order in which they are painted; `label` says in words what is seen."""
+
+    width: float
+    height: float
+    label: str = ""
+    shapes: list[Rect | Line | Text | Picture] = field(default_factory=list)
+
+    def rect(
+        self, x: float, y: float, width: float, height: float, fill: str, radius: float = 0, title: str = ""
+    ) -> None:
+        self.shapes.append(Rect(x, y, width, height, fill, radius, title))
+
+    def line(self, points: Sequence[Point], stroke: str = RULE, width: float = 1, dash: str = "") -> None:
+        self.shapes.append(Line(tuple(points), stroke, width, dash))
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        size: float = 12,
+        fill: str = INK,
+        weight: int = 400,
+        anchor: str = "start",
+    ) -> None:
+        self.shapes.append(Text(x, y, text, size, fill, weight, anchor))
+
+    def picture(self, x: float, y: float, width: float, height: float, pixels: np.ndarray, title: str = "") -> None:
+        self.shapes.append(Picture(x, y, width, height, pixels, title))
+
+    def place(self, other: Drawing, x: float, y: float) -> None:
+        """Paint another drawing with its corner at (x, y)."""
+        for shape in other.shapes:
+            match shape:
+                case Line(points, stroke, width, dash):
+                    self.line([(a + x, b + y) for a, b in points], stroke, width, dash)
+                case Rect(a, b, width, height, fill, radius, title):
+                    self.rect(a + x, b + y, width, height, fill, radius, title)
+                case Text(a, b, text, size, fill, weight, anchor):
+                    self.text(a + x, b + y, text, size, fill, weight, anchor)
+                case Picture(a, b, width, height, pixels, title):
+                    self.picture(a + x, b + y, width, height, pixels, title)
+
+
+# ---- SVG
+
+
+def to_svg(drawing: Drawing) -> str:
+    """One <svg> element that needs nothing from outside and shrinks with the page."""
+    body = "".join(_svg(shape) for shape in drawing.shapes)
+    return (
+        f'<svg viewBox="0 0 {_n(drawing.width)} {_n(drawing.height)}" width="{_n(drawing.width)}" '
+        f'height="{_n(drawing.height)}" role="img" aria-label="{escape(drawing.label)}">{body}</svg>'
+    )
+
+
+def _svg(shape: Rect | Line | Text | Picture) -> str:
+    match shape:
+        case Rect(x, y, width, height, fill, radius, title):
+            start = f'<rect x="{_n(x)}" y="{_n(y)}" width="{_n(width)}" height="{_n(height)}" fill="{fill}"'
+            start += f' rx="{_n(radius)}"' if radius else ""
+            return f"{start}><title>{escape(title)}</title></rect>" if title else f"{start}></rect>"
+        case Line(points, stroke, width, dash):
+            path = " ".join(f"{_n(x)},{_n(y)}" for x, y in points)
+            dashed = f' stroke-dasharray="{dash}"' if dash else ""
+            return (
+                f'<polyline points="{path}" fill="none" stroke="{stroke}" stroke-width="{_n(width)}"'
+                f' stroke-linejoin="round" stroke-linecap="round"{dashed}></polyline>'
+            )
+        case Text(x, y, text, size, fill, weight, anchor):
+            return (
+                f'<text x="{_n(x)}" y="{_n(y)}" font-size="{_n(size)}" fill="{fill}" font-weight="{weight}"'
+                f' text-anchor="{anchor}">{escape(text)}</text>'
+            )
+        case Picture(x, y, width, height, pixels, title):
+            return (
+                f'<image x="{_n(x)}" y="{_n(y)}" width="{_n(width)}" height="{_n(height)}" '
+                f'preserveAspectRatio="none" style="image-rendering:pixelated" href="{data_uri(pixels)}">'
+                f"<title>{escape(title)}</title></image>"
+            )
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """[h, w, 3] uint8 RGB as a PNG inside an address."""
+    png = cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]))[1].tobytes()
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _n(value: float) -> str:
+    return f"{value:.2f}".rstrip("0").rstrip(".")
+
+
+# ---- pixels
+
+
+def to_picture(drawing: Drawing, scale: int = 2) -> np.ndarray:
+    """[height * scale, width * scale, 3] uint8, drawn with OpenCV: its own font, smooth edges."""
+    canvas = np.full((round(drawing.height * scale), round(drawing.width * scale), 3), 255, np.uint8)
+    for shape in drawing.shapes:
+        _paint(canvas, shape, scale)
+    return canvas
+
+
+def _paint(canvas: np.ndarray, shape: Rect | Line | Text | Picture, scale: int) -> None:
+    match shape:
+        case Rect(x, y, width, height, fill, radius, _):
+            _fill(canvas, x * scale, y * scale, width * scale, height * scale, _rgb(fill), radius * scale)
+        case Line(points, stroke, width, dash):
+            ends = list(itertools.pairwise(points))
+            for a, b in [part for end in ends for part in (_dashes(*end) if dash else [end])]:
+                p, q = (tuple(round(v * scale * 16) for v in point) for point in (a, b))
+                cv2.line(canvas, p, q, _rgb(stroke), max(1, round(width * scale)), cv2.LINE_AA, shift=4)
+        case Text():
+            _write(canvas, shape, scale)
+        case Picture(x, y, width, height, pixels, _):
+            size = round(width * scale), round(height * scale)
+            left, top = round(x * scale), round(y * scale)
+            how = cv2.INTER_NEAREST if size[0] >= pixels.shape[1] else cv2.INTER_AREA
+            canvas[top : top + size[1], left : left + size[0]] = cv2.resize(pixels, size, interpolation=how)
+
+
+def _fill(canvas: np.ndarray, x: float, y: float, width: float, height: float, color: Color, radius: float) -> None:
+    left, top, right, bottom = round(x), round(y), round(x + width), round(y + height)
+    r = min(round(radius), (right - left) // 2, (bottom - top) // 2)
+    if r <= 0:
+        canvas[top:bottom, left:right] = color
+        return
+    canvas[top + r : bottom - r, left:right] = color
+    canvas[top:bottom, left + r : right - r] = color
+    for cx in (left + r, right - r - 1):
+        for cy in (top + r, bottom - r - 1):
+            cv2.circle(canvas, (cx, cy), r, color, cv2.FILLED, cv2.LINE_AA)
+
+
+def _write(canvas: np.ndarray, text: Text, scale: int) -> None:
+    at, size, color = (round(text.x * scale), round(text.y * scale)), round(text.size * scale), _rgb(text.fill)
+    if hasattr(cv2, "FontFace"):  # OpenCV 5 brings a real font with it
+        face = cv2.FontFace("sans")
+        if text.anchor != "start":
+            wide = cv2.getTextSize((0, 0), text.text, (0, 0), face, size, text.weight)[2]
+            at = (at[0] - (wide // 2 if text.anchor == "middle" else wide), at[1])
+        cv2.putText(canvas, text.text, at, color, face, size, text.weight)
+        return
+    plain = text.text.encode("ascii", "replace").decode()
+    thick, factor = (2 if text.weight > 500 else 1) * max(1, scale // 2), size / 30
+    if text.anchor != "start":
+        wide = cv2.getTextSize(plain, cv2.FONT_HERSHEY_DUPLEX, factor, thick)[0][0]
+        at = (at[0] - (wide // 2 if text.anchor == "middle" else wide), at[1])
+    cv2.putText(canvas, plain, at, cv2.FONT_HERSHEY_DUPLEX, factor, color, thick, cv2.LINE_AA)
+
+
+Color = tuple[int, int, int]
+
+
+def _rgb(color: str) -> Color:
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
+
+
+def _dashes(a: Point, b: Point, on: float = 4, off: float = 4) -> list[tuple[Point, Point]]:
+    length = float(np.hypot(b[0] - a[0], b[1] - a[1]))
+    starts = np.arange(0, length, on + off)
+
+    def along(t: float) -> Point:
+        share = min(t, length) / length
+        return a[0] + (b[0] - a[0]) * share, a[1] + (b[1] - a[1]) * share
+
+    return [(along(s), along(s + on)) for s in starts]
+
+
+def mix(share: float, low: str = PAPER, high: str = ACCENT) -> str:
+    """The colour a share of the way from one to the other, 0 to 1."""
+    share = min(1.0, max(0.0, share))
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(_rgb(low), _rgb(high), strict=True))
