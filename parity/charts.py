@@ -1,4 +1,4 @@
-"""Heat map, lines, bars and a strip of frames as drawings, axes labelled with units. Knows nothing of models."""
+"""Heat map, lines and a strip of frames as drawings, axes labelled with units. Knows nothing of models."""
 
 from __future__ import annotations
 
@@ -159,64 +159,31 @@ def _nice(least: float, most: float) -> tuple[float, float]:
     return (low, high) if high > low else (low - step, high + step)
 
 
-def bars(
-    title: str,
-    values: Sequence[tuple[str, float]],
-    unit: str,
-    bounds: Sequence[tuple[float, str]] = (),
-    marked: Sequence[str] = (),
-    width: float = 1104,
-) -> Drawing:
-    """Horizontal bars on a scale of decades; `bounds`: dashed lines; `marked` names are painted as missed."""
-    left, top, tall, right = 300, 56, 18, 72
-    scale = Decades.over([*(v for _, v in values), *(b for b, _ in bounds)])
-    drawing = Drawing(width, top + tall * len(values) + 36, f"{title}: {unit} by name")
-    drawing.text(0, 16, title, 13, INK, 600)
-
-    def at(value: float) -> float:
-        return left + (width - left - right) * min(1.0, max(0.0, scale.share(value)))
-
-    bottom = top + tall * len(values)
-    for e in range(scale.low, scale.high + 1):
-        drawing.line([(at(10.0**e), top - 4), (at(10.0**e), bottom)], RULE)
-        drawing.text(at(10.0**e), bottom + 16, f"1e{e}", SMALL, MUTED, anchor="middle")
-    drawing.text(left, bottom + 32, unit, SMALL, MUTED)
-    for i, (name, value) in enumerate(values):
-        y, color = top + tall * i, BAD if name in marked else ACCENT
-        short = name if len(name) <= 44 else name[:20] + "..." + name[-21:]
-        drawing.text(left - GAP, y + 12, short, SMALL, INK, anchor="end")
-        drawing.rect(left, y + 3, max(1.0, at(value) - left), tall - 7, color, 2, f"{name}: {value:.3g}")
-        drawing.text(at(value) + 6, y + 12, f"{value:.2g}", 10, MUTED)
-    for value, name in bounds:
-        drawing.line([(at(value), top - 4), (at(value), bottom)], BAD, 1.2, "4 4")
-        drawing.text(at(value), top - 10, name, SMALL, BAD, anchor="middle")
-    return drawing
-
-
 def frames_strip(
-    title: str, reference: np.ndarray, candidate: np.ndarray, names: tuple[str, str], most: int = 8, width: float = 1104
+    title: str, reference: np.ndarray, candidate: np.ndarray, names: tuple[str, str], most: int = 7, width: float = 1104
 ) -> Drawing:
     """Frames of both clips above each other and their amplified difference, frames evenly spread, the last included."""
     left, top = 96, 44
     chosen = np.unique(np.linspace(0, len(reference) - 1, min(most, len(reference))).round().astype(int))
     factor = amplification(reference, candidate)
     h, w = reference.shape[1:3]
-    wide = min((width - left) / len(chosen) - 4, 2.0 * w if w < 128 else 200.0)
+    wide = min((width - left) / len(chosen) - 4, 2.0 * w)
     tall = wide * h / w
     drawing = Drawing(width, top + 3 * (tall + 4) + 24, f"{title}: frames of both and their difference times {factor}")
     drawing.text(0, 16, title, 13, INK, 600)
-    difference = np.abs(candidate.astype(np.int16) - reference)
-    amplified = np.clip(255 - difference * factor, 0, 255).astype(np.uint8)
+    difference = np.abs(candidate.astype(np.int16) - reference).max(axis=-1, keepdims=True)
+    amplified = np.clip(255 - difference * factor, 0, 255).astype(np.uint8).repeat(3, axis=-1)
     for row, (name, frames) in enumerate(
         ((names[0], reference), (names[1], candidate), (f"difference x{factor}", amplified))
     ):
         y = top + row * (tall + 4)
         drawing.text(0, y + tall / 2 + 4, name if len(name) < 16 else name[:14] + "...", SMALL, MUTED)
         for i, index in enumerate(chosen):
+            drawing.rect(left + i * (wide + 4) - 1, y - 1, wide + 2, tall + 2, RULE)
             drawing.picture(left + i * (wide + 4), y, wide, tall, frames[index], f"{name}, frame {index}")
     for i, index in enumerate(chosen):
         drawing.text(left + i * (wide + 4) + wide / 2, top - 8, f"frame {index}", SMALL, MUTED, anchor="middle")
-    drawing.text(left, drawing.height - 6, "difference: white is none", SMALL, MUTED)
+    drawing.text(left, drawing.height - 6, "difference: the largest of the three colours; white is none", SMALL, MUTED)
     return drawing
 
 

@@ -20,6 +20,7 @@ from videomar.config import SamplingConfig
 from videomar.errors import InputError
 from videomar.parity.cases import Case, make_cases
 from videomar.parity.environment import environment
+from videomar.parity.extras import read_extra
 from videomar.parity.ladder import Ladder, Shown, climb
 from videomar.parity.results import Data, as_data
 from videomar.parity.subject import Subject, open_subject, require_comparable
@@ -114,10 +115,10 @@ def write(data: Data, ladder: Ladder, args: argparse.Namespace, extras: Mapping[
 
         atomic_write(args.html, page(data, shown, extras))
     if args.png:
+        from videomar.parity.drawing import png
         from videomar.parity.picture import card
-        from videomar.runtime.media import write_picture
 
-        write_picture(args.png, card(data, shown))
+        atomic_write(args.png, png(card(data, shown)))
     return 0 if data["passed"] else 1
 
 
@@ -148,15 +149,3 @@ def check_outputs(paths: Sequence[Path | None]) -> None:
             raise InputError(
                 f"{path} cannot be written ({error.strerror}), expected a place that can; name another file"
             ) from None
-
-
-def read_extra(path: Path | None, what: str) -> Any:
-    """What other commands found out, for the page: JSON of `bisect` or `calibrate`; None when not given."""
-    if path is None:
-        return None
-    try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"--{what} {path} cannot be read ({error.strerror}), expected a JSON file") from None
-    except ValueError as error:
-        raise InputError(f"--{what} {path} is not JSON ({error!s:.60}), expected what another command wrote") from None

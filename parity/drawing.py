@@ -147,8 +147,13 @@ def _svg(shape: Rect | Line | Text | Picture) -> str:
 
 def data_uri(pixels: np.ndarray) -> str:
     """[h, w, 3] uint8 RGB as a PNG inside an address."""
-    png = cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]))[1].tobytes()
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+    return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """[h, w, 3] uint8 RGB as a PNG, as small as it gets."""
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT]
+    return cv2.imencode(".png", np.ascontiguousarray(pixels[..., ::-1]), options)[1].tobytes()
 
 
 def _n(value: float) -> str:
@@ -158,7 +163,7 @@ def _n(value: float) -> str:
 # ---- pixels
 
 
-def to_picture(drawing: Drawing, scale: int = 2) -> np.ndarray:
+def to_picture(drawing: Drawing, scale: float = 2) -> np.ndarray:
     """[height * scale, width * scale, 3] uint8, drawn with OpenCV: its own font, smooth edges."""
     canvas = np.full((round(drawing.height * scale), round(drawing.width * scale), 3), 255, np.uint8)
     for shape in drawing.shapes:
@@ -166,7 +171,7 @@ def to_picture(drawing: Drawing, scale: int = 2) -> np.ndarray:
     return canvas
 
 
-def _paint(canvas: np.ndarray, shape: Rect | Line | Text | Picture, scale: int) -> None:
+def _paint(canvas: np.ndarray, shape: Rect | Line | Text | Picture, scale: float) -> None:
     match shape:
         case Rect(x, y, width, height, fill, radius, _):
             _fill(canvas, x * scale, y * scale, width * scale, height * scale, _rgb(fill), radius * scale)
@@ -174,7 +179,7 @@ def _paint(canvas: np.ndarray, shape: Rect | Line | Text | Picture, scale: int) 
             ends = list(itertools.pairwise(points))
             for a, b in [part for end in ends for part in (_dashes(*end) if dash else [end])]:
                 p, q = (tuple(round(v * scale * 16) for v in point) for point in (a, b))
-                cv2.line(canvas, p, q, _rgb(stroke), max(1, round(width * scale)), cv2.LINE_AA, shift=4)
+                cv2.line(canvas, p, q, _rgb(stroke), max(1, int(width * scale)), cv2.LINE_AA, shift=4)
         case Text():
             _write(canvas, shape, scale)
         case Picture(x, y, width, height, pixels, _):
@@ -197,7 +202,7 @@ def _fill(canvas: np.ndarray, x: float, y: float, width: float, height: float, c
             cv2.circle(canvas, (cx, cy), r, color, cv2.FILLED, cv2.LINE_AA)
 
 
-def _write(canvas: np.ndarray, text: Text, scale: int) -> None:
+def _write(canvas: np.ndarray, text: Text, scale: float) -> None:
     at, size, color = (round(text.x * scale), round(text.y * scale)), round(text.size * scale), _rgb(text.fill)
     if hasattr(cv2, "FontFace"):  # OpenCV 5 brings a real font with it
         face = cv2.FontFace("sans")
@@ -207,7 +212,7 @@ def _write(canvas: np.ndarray, text: Text, scale: int) -> None:
         cv2.putText(canvas, text.text, at, color, face, size, text.weight)
         return
     plain = text.text.encode("ascii", "replace").decode()
-    thick, factor = (2 if text.weight > 500 else 1) * max(1, scale // 2), size / 30
+    thick, factor = (2 if text.weight > 500 else 1) * max(1, round(scale / 2)), size / 30
     if text.anchor != "start":
         wide = cv2.getTextSize(plain, cv2.FONT_HERSHEY_DUPLEX, factor, thick)[0][0]
         at = (at[0] - (wide // 2 if text.anchor == "middle" else wide), at[1])

@@ -63,8 +63,7 @@ def page(data: Data, shown: Mapping[str, Shown], extras: Mapping[str, Any]) -> s
     title = f"{', '.join(names)} against {reference['label']}"
     body = [
         "<header>",
-        f"<p>videomar {escape(data['environment'].get('videomar', ''))} &middot; "
-        f"{escape(data['environment']['date'])} &middot; {escape(_settings(data))}</p>",
+        f"<p>{escape(summary_line(data))}</p>",
         f"<h1>{escape(title)}</h1>",
         *(_verdict(candidate) for candidate in data["candidates"]),
         "</header>",
@@ -80,9 +79,11 @@ def page(data: Data, shown: Mapping[str, Shown], extras: Mapping[str, Any]) -> s
     )
 
 
-def _settings(data: Data) -> str:
-    s, count = data["settings"], len(data["cases"])
+def summary_line(data: Data) -> str:
+    """What was run and when, in one line."""
+    s, count, environment = data["settings"], len(data["cases"]), data["environment"]
     return (
+        f"videomar {environment.get('videomar', '')} \u00b7 {environment['date']} \u00b7 "
         f"{count} clip{'s' if count != 1 else ''} of {s['frames']} frames, {s['width']}x{s['height']}, "
         f"{s['mask_steps']} mask steps, {s['head_steps']} head steps"
     )

@@ -34,7 +34,7 @@ def number(measure: str, value: float | None) -> str:
     if measure == "psnr":
         return "equal" if value >= 200 else f"{value:.1f} dB"
     if measure in ("followed_lost", "centroid_lost"):
-        return f"{value:.2f} points"
+        return f"{value + 0.0 if abs(value) >= 0.005 else 0.0:.2f} points"
     if measure in ("cosine", "ssim"):
         return f"{value:.7f}" if measure == "cosine" else f"{value:.5f}"
     return f"{value:.1e}"

@@ -11,6 +11,7 @@ from videomar.parity.charts import Curve, heat_map, lines
 from videomar.parity.drawing import ACCENT, INK, MUTED, Drawing
 from videomar.tolerances import HEAD, SAMPLED, Z
 
+MOST = 100.0  # dB, the end of the axis of pixels
 Cells = dict[tuple[int, int], float | None]
 
 
@@ -61,13 +62,17 @@ def psnr_lines(candidate: dict[str, Any], width: float, height: float = 240) -> 
     title = "Pixels of the free-running clip"
     if not frames:
         return _empty(title, "no clip was finished", width)
-    worst = Curve("worst clip", tuple(row["psnr"]["worst"] for row in frames), ACCENT)
-    mean = Curve("mean", tuple(row["psnr"]["mean"] for row in frames), MUTED)
+    worst, mean = (
+        Curve(name, tuple(min(MOST, row["psnr"][which]) for row in frames), color)
+        for name, which, color in (("worst clip", "worst", ACCENT), ("mean", "mean", MUTED))
+    )
     every = max(1, len(frames) // 8)
     ticks = {i: str(row["frame"]) for i, row in enumerate(frames) if i % every == 0}
     gate = next((f for f in candidate["findings"] if f["rung"] == "clip"), None)
     bound = (gate["limit"], "gate, clip") if gate else None
-    return lines(title, [worst, mean], "frame", "PSNR, dB", ticks, False, bound, width, height)
+    return lines(
+        title, [worst, mean], "frame", f"PSNR, dB; {MOST:g}: equal, or all but", ticks, False, bound, width, height
+    )
 
 
 def _empty(title: str, why: str, width: float) -> Drawing:
