@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import warnings
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir
 import torch
@@ -72,16 +74,30 @@ def to_onnx(
         )
         size = sum(p.nbytes for p in module.parameters())
         if folder is not None and size > MAX_INLINE_BYTES:
-            graph, data = program.model, data_file(spec.name)
-            model = onnx_ir.to_proto(
-                onnx_ir.external_data.unload_from_model(graph, folder, data, size_threshold_bytes=EXTERNAL_FROM)
-            )
+            model = onnx_ir.to_proto(_unloaded(program.model, folder, data_file(spec.name)))
         else:
             model = program.model_proto
     name_by_module(model.graph)
     strip(model.graph)
     apply_contract(model.graph, spec)
     return model
+
+
+def _unloaded(model: onnx_ir.Model, folder: Path, name: str) -> onnx_ir.Model:
+    """Write large weights to a file, one after the other."""
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, onnx_ir.Tensor) and isinstance(array := tensor.raw, np.ndarray) and array.ndim == 2:
+            # The tracer turns weights over, and numpy writes a turned matrix number by number.
+            dtype, shape = tensor.dtype, tensor.shape
+            value.const_value = onnx_ir.LazyTensor(
+                functools.partial(_straight, array), dtype=dtype, shape=shape, name=tensor.name, cache=False
+            )
+    return onnx_ir.external_data.unload_from_model(model, folder, name, size_threshold_bytes=EXTERNAL_FROM)
+
+
+def _straight(array: np.ndarray) -> onnx_ir.Tensor:
+    return onnx_ir.tensor(torch.from_numpy(array).contiguous().numpy())
 
 
 def data_file(name: str) -> str:
