@@ -1,18 +1,12 @@
-"""A backend in which every call of a graph is one function call on named arrays, so that whoever wants can look on.
-
-K/V are explicit arrays and the head is run in parts, so that nothing of the real loop is hidden; slower than
-`OrtBackend`, by design. Knows nothing of who looks on or why.
-"""
+"""The graphs of an artifact directory as functions on named arrays. Knows nothing of loops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import onnxruntime as ort
 
-from videomar.artifacts import Manifest
 from videomar.errors import ArtifactError
 from videomar.graphs import (
     HEAD_CONDITION,
@@ -22,14 +16,11 @@ from videomar.graphs import (
     TOKENIZER_DECODER,
     TOKENIZER_ENCODER,
     TRANSFORMER_STEP,
-    contract,
-    layer_names,
 )
-from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.ort import allowed_cores
+from videomar.runtime.backends.plain import Arrays, PlainBackend, Run
 
-Arrays = dict[str, np.ndarray]
-Run = Callable[[str, Arrays], Arrays]  # (graph, its inputs) -> all of its outputs
+__all__ = ["USED", "Arrays", "Graphs", "PlainBackend", "Run", "open_session"]
 
 USED = (
     TEXT_ENCODER,
@@ -69,92 +60,3 @@ class Graphs:
             self._sessions[graph] = open_session(file, self._threads)
         session = self._sessions[graph]
         return dict(zip((o.name for o in session.get_outputs()), session.run(None, feeds), strict=True))
-
-
-class PlainBackend:
-    """`Backend` over a `Run`."""
-
-    name = "plain"
-
-    def __init__(self, manifest: Manifest, run: Run) -> None:
-        self.config, self.run = manifest.config, run
-        self.in_place = manifest.emitter == "native"
-        self.cache_tokens: int | None = manifest.extra.get("cache_tokens")
-        specs = contract(manifest.config, manifest.activations, self.in_place, self.cache_tokens)
-        self.dtype = np.dtype(specs[TRANSFORMER_STEP].outputs[0].dtype)
-
-    def encode_text(self, ids: np.ndarray) -> np.ndarray:
-        return self.run(TEXT_ENCODER, {"ids": ids})["states"]
-
-    def encode(self, pixels: np.ndarray) -> np.ndarray:
-        return self.run(TOKENIZER_ENCODER, {"pixels": pixels})["latents"]
-
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        return self.run(TOKENIZER_DECODER, {"latents": latents})["pixels"]
-
-    def begin(self, states: np.ndarray, plan: ClipPlan) -> PlainClip:
-        return PlainClip(self, states, plan)
-
-    def close(self) -> None:
-        pass
-
-
-class PlainClip:
-    """`Clip` over a `Run`."""
-
-    def __init__(self, backend: PlainBackend, states: np.ndarray, plan: ClipPlan) -> None:
-        self._backend, self._plan, t = backend, plan, backend.config.transformer
-        both = backend.run(TEXT_KEY_VALUES, {"states": states})
-        self._text = {n: both[n][: plan.branches] for n in layer_names("text", t.depth)}
-        empty = np.zeros((plan.branches, t.heads, 0, t.head_dim), backend.dtype)
-        self._past = dict.fromkeys(layer_names("past", t.depth), empty)
-        self._finished = 0
-        self._results: Arrays = {}
-        self._z = empty
-
-    def step(
-        self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
-    ) -> None:
-        backend, dtype = self._backend, self._backend.dtype
-        feeds = {
-            "tokens": np.array(tokens, np.float32, order="C"),  # copies: the loop changes its arrays
-            "masked": np.array(masked),
-            "predict": np.array(predict),
-            "rope_cos": cos.astype(dtype),
-            "rope_sin": sin.astype(dtype),
-            **self._text,
-            **self._past,
-        }
-        if backend.in_place:
-            past, total = (n * self._plan.tokens for n in (self._finished, self._finished + 1))
-            feeds |= {name: _padded(v, backend.cache_tokens or total) for name, v in self._past.items()}
-            feeds["start"] = np.full(self._plan.branches, past)
-            if backend.cache_tokens:
-                feeds["reach"] = np.zeros(total, np.float32)
-        self._results = backend.run(TRANSFORMER_STEP, feeds)
-        self._z = self._results["z"]
-
-    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        run, plan, scale = self._backend.run, self._plan, np.full(1, guidance, np.float32)
-        made = run(HEAD_CONDITION, {"timesteps": plan.timesteps, "z": self._z})
-        x = initial
-        for time, coefficients, draw in zip(made["time"], plan.coefficients, draws, strict=True):
-            feeds = {"x": x, "step_time": time, "step_coefficients": coefficients, "draw": draw.astype(np.float32)}
-            x = run(HEAD_STEP, {**feeds, "condition": made["condition"], "guidance": scale})["next"]
-        return x
-
-    def keep(self) -> None:
-        self._finished += 1
-        length = self._finished * self._plan.tokens
-        depth = self._backend.config.transformer.depth
-        names = zip(layer_names("past", depth), layer_names("present", depth), strict=True)
-        self._past = {past: self._results[present][:, :, :length] for past, present in names}
-
-    def close(self) -> None:
-        self._results, self._past, self._text = {}, {}, {}
-
-
-def _padded(values: np.ndarray, length: int) -> np.ndarray:
-    widths = [(0, 0)] * values.ndim
-    widths[2] = (0, length - values.shape[2])
-    return np.pad(values, widths)
