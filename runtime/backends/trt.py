@@ -9,7 +9,7 @@ Needs `tensorrt` or `tensorrt_rtx`, cuda-python and numpy, and imports the first
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
@@ -121,24 +121,51 @@ class TrtBackend:
         return self._run(TOKENIZER_DECODER, latents)
 
     def _run(self, name: str, value: np.ndarray) -> np.ndarray:
-        """A graph of one input and one output, once; memory for this call only, the host waits."""
-        given, made = self.specs[name].inputs[0], self.specs[name].outputs[0]
-        context, cuda, stream = self._device.contexts[name], self._cuda, self._stream
-        value = np.ascontiguousarray(value, given.dtype)
-        context.resize({a: n for a, n in zip(given.axes, value.shape, strict=True) if isinstance(a, str)})
-        result = np.empty(context.output_shape(made.name), made.dtype)
-        cuda.require_memory(value.nbytes + result.nbytes, f"running {name}", SMALLER)
+        spec = self.specs[name]
+        return self.run_graph(name, {spec.inputs[0].name: value})[spec.outputs[0].name]
+
+    def has_graph(self, name: str) -> bool:
+        """Whether `run_graph` can run it."""
+        return name in self._device.engines
+
+    def run_graph(self, name: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one graph of the contract once: inputs by name, every output by name; the host waits.
+
+        Memory is for this call only. K/V that are written in place are returned as they are afterwards.
+        """
+        spec, cuda, stream = self.specs[name], self._cuda, self._stream
+        given = {t.name: np.ascontiguousarray(feeds[t.name], t.dtype) for t in spec.inputs}
+        sizes = {
+            axis: size
+            for t in spec.inputs
+            for axis, size in zip(t.axes, given[t.name].shape, strict=True)
+            if isinstance(axis, str)
+        }
         with ExitStack() as stack:
+            context = self._device.contexts.get(name)
+            if context is None:
+                context = Context(self._device.engines[name], self._device.block, stream)
+                stack.callback(context.close)
+            context.resize(sizes)
+            made = {t.name: np.empty(context.output_shape(t.name), t.dtype) for t in spec.outputs}
+            cuda.require_memory(sum(a.nbytes for a in (*given.values(), *made.values())), f"running {name}", SMALLER)
             memory = Memory(cuda)
             stack.callback(memory.close)
             stack.callback(cuda.drain, stream)  # whatever happens, nothing is in flight when memory goes
-            source, target = memory.device(value.nbytes), memory.device(result.nbytes)
-            context.bind({given.name: source, made.name: target})
-            cuda.upload(source, value.ctypes.data, value.nbytes, stream)
+            at = {n: memory.device(max(1, a.nbytes)) for n, a in given.items()}
+            in_place = "start" in given
+            for n, a in made.items():
+                shared = at.get(n.replace("present_", "past_")) if in_place else None
+                at[n] = shared or memory.device(max(1, a.nbytes))
+            context.bind_named(at)
+            for n, a in given.items():
+                if a.nbytes:
+                    cuda.upload(at[n], a.ctypes.data, a.nbytes, stream)
             context.enqueue()
-            cuda.download(result.ctypes.data, target, result.nbytes, stream)
+            for n, a in made.items():
+                cuda.download(a.ctypes.data, at[n], a.nbytes, stream)
             cuda.synchronize(stream)
-        return result
+        return made
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> TrtClip:
         t, cache = self.config.transformer, self._cache_tokens
