@@ -48,7 +48,7 @@ class Case:
     branches: int
     text: int
     predicted: int
-    steps: int
+    steps: int  # diffusion steps more than the model's own
     seed: int
 
 
@@ -248,15 +248,22 @@ def _z(model: Model, case: Case) -> Tensor:
     return _step(model, case)[1]
 
 
+def _steps(model: Model, case: Case) -> int:
+    """Diffusion steps: about the model's own, another number in each case."""
+    return min(model.config.head.train_steps, model.config.sampling.head_steps + case.steps)
+
+
 def _diffusion_head(model: Model, case: Case, prefix: int) -> tuple[Feeds, Feeds]:
     z = _z(model, case)
     rng = np.random.default_rng(case.seed)
     shape = (z.shape[1], model.config.transformer.token_channels)
     c = model.config
-    # The first steps of a long schedule are the steepest: an error there is multiplied most.
-    schedule = DiffusionSchedule.respaced(c.head.train_steps, case.steps, c.sampling.max_beta)
+    # As many steps as are sampled with: a schedule of few makes steps so steep that they multiply FP16's rounding by
+    # thousands, which no clip does.
+    steps = _steps(model, case)
+    schedule = DiffusionSchedule.respaced(c.head.train_steps, steps, c.sampling.max_beta)
     initial = rng.standard_normal(shape).astype(np.float32)
-    draws = rng.standard_normal((case.steps, *shape)).astype(np.float32)
+    draws = rng.standard_normal((steps, *shape)).astype(np.float32)
     guidance, temperature = 2.5, 0.95
     sampled = sample_tokens(model, z, guidance, temperature, schedule, initial, draws)
     scaled = draws * np.float32(temperature)
@@ -284,7 +291,7 @@ def _head_step(model: Model, case: Case, prefix: int) -> tuple[Feeds, Feeds]:
     """One step of the loop: what the whole loop makes of a schedule cut to its middle step."""
     feeds, _ = _diffusion_head(model, case, prefix)
     embedded = _head_condition(model, case, prefix)[1]
-    at = case.steps // 2
+    at = len(feeds["timesteps"]) // 2
     schedule = DiffusionSchedule(feeds["timesteps"][at : at + 1], feeds["coefficients"][at : at + 1])
     z, draw = torch.from_numpy(feeds["z"]), feeds["draws"][at]
     after = sample_tokens(model, z, float(feeds["guidance"][0]), 1.0, schedule, feeds["initial"], draw[None] * 0)
