@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from videomar.graphs import GRAPHS
 from videomar.parity.charts import frames_strip
 from videomar.parity.drawing import ACCENT, BAD, INK, MUTED, RULE, Drawing, to_picture
 from videomar.parity.ladder import Shown
@@ -64,7 +65,9 @@ def _verdict(candidate: Data) -> list[str]:
 
 def _candidate(candidate: Data, data: Data) -> Drawing:
     """The ladder as a table."""
-    rows = [(TITLES[rung], _numbers(candidate, rung), _findings(candidate, rung)) for rung in RUNGS]
+    graphs = [finding for finding in candidate["findings"] if finding["rung"] in GRAPHS]
+    rows = [(f["rung"], ["", number("relative_l2", f["got"]), "", ""], _findings(candidate, f["rung"])) for f in graphs]
+    rows += [(TITLES[rung], _numbers(candidate, rung), _findings(candidate, rung)) for rung in RUNGS]
     height = 68 + sum(8 + 18 * max(1, len(findings)) for _, _, findings in rows)
     drawing = Drawing(WIDTH, height)
     drawing.text(0, 24, candidate["label"], 18, INK, 650)

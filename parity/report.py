@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from videomar.graphs import GRAPHS
 from videomar.parity.charts import frames_strip
 from videomar.parity.drawing import ACCENT, BAD, FONT, INK, MUTED, RULE, to_svg
 from videomar.parity.extras import extra_sections
@@ -119,6 +120,12 @@ def _candidate(candidate: Data, data: Data, shown: Shown | None) -> str:
 def _ladder(candidate: Data, data: Data) -> str:
     head = "".join(f"<th class='n'>{name}</th>" for name in ("cosine", "relative L2", "largest diff.", "PSNR"))
     rows = [f"<tr><th>rung</th>{head}<th>gate</th><th>where it is worst</th></tr>"]
+    for finding in candidate["findings"]:
+        if finding["rung"] in GRAPHS:
+            got = "&ndash;" if finding["passed"] is None else number("relative_l2", finding["got"])
+            row = f"<td class='n'></td><td class='n'>{got}</td><td></td><td></td>"
+            gates = _gates(candidate, finding["rung"])
+            rows.append(f"<tr><td>{finding['rung']}</td>{row}<td>{gates}</td><td>{escape(_where(finding))}</td></tr>")
     for rung in RUNGS:
         if rung in FORCED:
             measures = candidate["rungs"][rung]["measures"]

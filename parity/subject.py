@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from videomar.artifacts import MANIFEST, Manifest, read_manifest, verify
+from videomar.artifacts import MANIFEST, Manifest, read_manifest, require_graphs, verify
 from videomar.config import ModelConfig
 from videomar.errors import InputError
 from videomar.runtime.backends.base import Backend
@@ -61,6 +61,7 @@ def open_subject(
         raise InputError(f"{directory} {got}, expected a checkpoint or an artifact directory")
     if (directory / MANIFEST).is_file():
         manifest = read_manifest(directory)
+        require_graphs(directory, manifest)
         verify(directory, manifest, hashes=check_hashes)
         chosen, why = choose(directory, manifest, backend, threads)
         tokenizer = PromptTokenizer(directory / "tokenizer.json", manifest.config.text)

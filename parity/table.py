@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from videomar.graphs import GRAPHS
 from videomar.tolerances import FORCED
 
 TITLES = {
@@ -67,6 +68,14 @@ def _candidate(candidate: dict[str, Any], data: dict[str, Any]) -> list[str]:
         f"({reference['precision']}, {reference['backend']}), worst of {len(data['cases'])} clips; gates of "
         f"{candidate['tolerances']}"
     ]
+    for finding in candidate["findings"]:
+        if finding["rung"] in GRAPHS:
+            got = "-" if finding["passed"] is None else number("relative_l2", finding["got"])
+            note = f" ({finding['note']})" if finding["note"] else ""
+            lines.append(
+                f"  {finding['rung']:22}  {'':>10}  {got:>11}  {'':>10}  {'':>9}  relative L2 {gate_text(finding)} "
+                f"{mark(finding['passed'])}{note}"
+            )
     lines.append(f"  {'rung':22}  {'cosine':>10}  {'relative L2':>11}  {'max abs':>10}  {'PSNR':>9}  gates")
     for rung in FORCED:
         measures = candidate["rungs"][rung]["measures"]

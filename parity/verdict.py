@@ -61,8 +61,11 @@ class Verdict:
         return f"{text}; videomar bisect {names} finds the layer" if names else text
 
 
-def judge(ladder: Ladder, label: str, precisions: Sequence[str]) -> Verdict:
-    """Apply the gates of the coarsest of `precisions` (the reference's and the candidate's) to one candidate."""
+def judge(ladder: Ladder, label: str, precisions: Sequence[str], first: Sequence[Finding] = ()) -> Verdict:
+    """Apply the gates of the coarsest of `precisions` (the reference's and the candidate's) to one candidate.
+
+    first: what was found before the ladder, and comes before its rungs.
+    """
     name, climb = coarser(*precisions), ladder.climbs[label]
     findings = [_finding(gate, climb, ladder.scores) for gate in GATES[name]]
     # A gate that a precision does not have must not hide numbers that are no numbers.
@@ -72,7 +75,7 @@ def judge(ladder: Ladder, label: str, precisions: Sequence[str]) -> Verdict:
             if stat is not None and stat.worst is None:
                 findings.append(Finding(Gate(rung, "relative_l2", 1.0), None, False, stat.where))
     findings.sort(key=lambda finding: RUNGS.index(finding.gate.rung))
-    return Verdict(label, name, tuple(findings))
+    return Verdict(label, name, (*first, *findings))
 
 
 def _finding(gate: Gate, climb: Climb, reference: Sequence[Score]) -> Finding:

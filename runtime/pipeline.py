@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from videomar.artifacts import MANIFEST, read_manifest, verify
+from videomar.artifacts import MANIFEST, read_manifest, require_graphs, verify
 from videomar.config import ModelConfig, SamplingConfig
 from videomar.errors import ArtifactError, InputError
 from videomar.runtime.backends.base import Backend
@@ -80,6 +80,7 @@ class Pipeline:
                 f"{shlex.quote(str(directory))} -o ARTIFACTS` and give those"
             )
         manifest = read_manifest(directory)
+        require_graphs(directory, manifest)
         verify(directory, manifest, hashes=check_hashes)
         tokenizer = PromptTokenizer(directory / "tokenizer.json", manifest.config.text)
         chosen, why = choose(directory, manifest, backend, threads)

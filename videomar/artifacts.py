@@ -38,7 +38,7 @@ except ImportError:  # Windows
 FORMAT = 1
 MANIFEST = "manifest.json"
 CHOICES = {
-    "kind": ("onnx", "engine"),
+    "kind": ("onnx", "engine", "pack"),
     "precision": ("fp32", "fp16", "int8"),
     "emitter": ("portable", "native"),
 }
@@ -132,6 +132,15 @@ def read_manifest(directory: Path) -> Manifest:
         return Manifest.from_json(data)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}; {mend}") from None
+
+
+def require_graphs(directory: Path, manifest: Manifest) -> None:
+    """Raise ArtifactError for a golden pack, which holds nothing that can be run."""
+    if manifest.kind == "pack":
+        raise ArtifactError(
+            f"{directory} is a golden pack, expected graphs or engines; `videomar replay {shlex.quote(str(directory))} "
+            "ENGINES` verifies engines with it"
+        )
 
 
 def verify(directory: Path, manifest: Manifest, names: Iterable[str] | None = None, hashes: bool = True) -> None:
@@ -243,6 +252,8 @@ def _mend(directory: Path, manifest: Manifest | None = None) -> str:
     command = "export CHECKPOINT"
     if manifest and manifest.kind == "engine":
         command = "build ONNX_DIR"
+    elif manifest and manifest.kind == "pack":
+        command = "record DIR"
     elif manifest and manifest.precision == "int8":
         command = "calibrate ONNX_DIR"
     return f"run `videomar {command} -o {shlex.quote(str(directory))}`"

@@ -242,6 +242,27 @@ def compare(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def bisect(args: argparse.Namespace) -> int:
+    """Find the first layer and loop step where one directory leaves another, and what mends it."""
+    from videomar.parity.bisect_command import run
+
+    return run(args)
+
+
+def record(args: argparse.Namespace) -> int:
+    """Write a golden pack."""
+    from videomar.parity.record import run
+
+    return run(args)
+
+
+def replay(args: argparse.Namespace) -> int:
+    """Verify engines against a golden pack."""
+    from videomar.parity.replay import run
+
+    return run(args)
+
+
 def doctor(args: argparse.Namespace) -> int:
     """Say what is installed here and what follows."""
     from videomar.runtime.doctor import as_data, as_text, examine
@@ -303,6 +324,9 @@ RUNS: dict[str, Run] = {
     "inspect": inspect,
     "evaluate": evaluate,
     "compare": compare,
+    "record": record,
+    "replay": replay,
+    "bisect": bisect,
     "doctor": doctor,
     "train": train,
 }

@@ -228,6 +228,44 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--sensitivity", type=Path, help="for --html: an INT8 directory of `videomar calibrate`")
     _reporting(p)
 
+    p = command("bisect", "Find the first layer and loop step where B leaves A, and the precision that mends it.")
+    p.add_argument("a", type=Path, metavar="A", help="what is right: a checkpoint or ONNX artifacts")
+    p.add_argument(
+        "b", type=Path, metavar="B", help="what may be wrong: ONNX artifacts; of engines the loop step alone"
+    )
+    p.add_argument("--image", type=Path, action="append", default=[], help="a first frame; as often as wanted")
+    p.add_argument("--prompt", action="append", default=[], help="one for every --image, or one for all")
+    p.add_argument("--cases", type=_COUNT, default=4, help="clips without --image: held-out demo scenes (default 4)")
+    p.add_argument("--seed", type=_SEED, default=0)
+    p.add_argument("--frames", type=_COUNT, help="pixel frames in all, 1 + 8k")
+    p.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="of the clips, pixels; one number for both")
+    p.add_argument("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
+    p.add_argument("--head-steps", type=_COUNT, help="diffusion steps a token")
+    p.add_argument(
+        "--json", type=Path, help="write it there, with every layer of that call; `compare --layers` reads it"
+    )
+    p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
+    p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs artifacts and engines")
+
+    p = command("record", "Record a golden pack: what engines have to reproduce on the device.")
+    p.add_argument("directory", type=Path, help="artifact directory, best of FP32")
+    p.add_argument("-o", "--output", type=Path, required=True, help="pack to write")
+    p.add_argument("--image", type=Path, help="the clip's first frame (default: a held-out demo scene)")
+    p.add_argument("--prompt", help="the clip's sentence")
+    p.add_argument("--seed", type=_SEED, default=0)
+    p.add_argument("--frames", type=_COUNT, help="pixel frames, 1 + 8k (default: two generated latent frames)")
+    p.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="of the clip, pixels; one number for both")
+    p.add_argument("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
+    p.add_argument("--head-steps", type=_COUNT, help="diffusion steps a token")
+    p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
+    p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the artifacts")
+    p.add_argument("--force", action="store_true", help="replace the directory even if it is up to date or not ours")
+
+    p = command("replay", "Verify engines or artifacts against a golden pack, without PyTorch or the checkpoint.")
+    p.add_argument("pack", type=Path, help="directory of `videomar record`")
+    p.add_argument("directory", type=Path, help="engines or artifacts to verify")
+    _reporting(p)
+
     p = command("doctor", "Say what is installed here, what follows, and what mends what is broken.")
     p.add_argument("--json", action="store_true", help="everything, as JSON")
     p.add_argument("--strict", action="store_true", help="exit with 1 if something is broken")

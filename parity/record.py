@@ -1,0 +1,113 @@
+"""`videomar record`: run one short clip and keep what a device needs to prove itself later.
+
+Knows the order of things. Knows nothing of file formats or of how calls are chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from videomar.artifacts import Manifest, up_to_date, write_directory, write_manifest
+from videomar.config import SamplingConfig
+from videomar.errors import InputError
+from videomar.graphs import GRAPHS
+from videomar.parity.cases import Case, make_cases
+from videomar.parity.compare import BAR
+from videomar.parity.environment import environment
+from videomar.parity.pack import VERSION
+from videomar.parity.pack_files import write_calls, write_clip
+from videomar.parity.subject import Subject, open_subject
+from videomar.parity.tee import NotedNoise, Tee
+from videomar.runtime.pipeline import Pipeline
+from videomar.tolerances import GATES, graph_tolerances
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the pack; 0."""
+    if args.output.resolve() == args.directory.resolve():
+        raise InputError(f"{args.output} is what is recorded; give another place with -o")
+    with open_subject(args.directory, args.threads, args.backend) as side:
+        manifest = _recordable(side)
+        stride = side.config.tokenizer.temporal_stride
+        height, width = args.size or (None, None)
+        sampling = side.pipeline().sampling(
+            frames=args.frames or 1 + 2 * stride,
+            height=height,
+            width=width,
+            mask_steps=args.mask_steps,
+            head_steps=args.head_steps,
+        )
+        images, prompts = ([args.image] if args.image else []), ([args.prompt] if args.prompt else [])
+        (case,) = make_cases(
+            side.config, images, prompts, 1, args.seed, sampling.frames, sampling.height, sampling.width
+        )
+        inputs = {name: entry.sha256 for name, entry in manifest.files.items()}
+        picture = args.image.read_bytes().hex() if args.image else ""
+        inputs |= {"prompt": case.prompt, "seed": str(args.seed), "picture": picture[:64], "version": str(VERSION)}
+        inputs |= {"sampling": json.dumps(dataclasses.asdict(sampling), sort_keys=True)}
+        if not args.force and up_to_date(args.output, inputs):
+            print(f"{args.output} is up to date (the same artifacts and options)")
+            return 0
+        with write_directory(args.output, args.force) as folder:
+            graphs = _fill(folder, side, manifest, case, sampling)
+            written = write_manifest(
+                folder,
+                Manifest(
+                    kind="pack",
+                    precision=manifest.precision,
+                    emitter=manifest.emitter,
+                    opset=manifest.opset,
+                    config=manifest.config,
+                    inputs=inputs,
+                    made_by=environment(),
+                    extra={
+                        "activations": manifest.activations,
+                        "pack": {
+                            "version": VERSION,
+                            "recorded": {name: entry.sha256 for name, entry in manifest.files.items()},
+                            "recorded_on": side.backend.name,
+                            "prompt": case.prompt,
+                            "sampling": dataclasses.asdict(sampling),
+                            "graphs": list(graphs),
+                            "tolerances": {precision: graph_tolerances(precision) for precision in GATES},
+                        },
+                    },
+                ),
+            )
+    size = sum(entry.size for entry in written.files.values()) / 1e6
+    print(f"wrote {args.output}: {sum(graphs.values())} calls of {len(graphs)} graphs and a clip, {size:.1f} MB")
+    print(f"on the device: videomar replay {args.output} ENGINES")
+    return 0
+
+
+def _recordable(side: Subject) -> Manifest:
+    if side.manifest is None or not hasattr(side.backend, "run_graph"):
+        raise InputError(
+            f"{side.directory} is a checkpoint, expected artifacts, whose graphs a pack holds; run `videomar export` "
+            "and record those"
+        )
+    return side.manifest
+
+
+def _fill(folder: Path, side: Subject, manifest: Manifest, case: Case, sampling: SamplingConfig) -> dict[str, int]:
+    """Run the clip and write the files; the graphs and how many calls of each there are."""
+    knobs = {"frames": sampling.frames, "mask_steps": sampling.mask_steps, "head_steps": sampling.head_steps}
+    size = (sampling.height, sampling.width)
+    plan = side.pipeline().plan(case.given, case.prompt, size, **knobs)
+    known = plan.latent_frames - plan.steps // sampling.mask_steps
+    tee = Tee(side.backend, manifest, known, plan.latent_frames)
+    noise = NotedNoise(case.noise, tee.arrays)
+    with tqdm(total=plan.steps, unit="step", leave=False, delay=1, disable=None, bar_format=BAR) as bar:
+        bar.set_description("recording")
+        pipe = Pipeline(side.config, tee, side.tokenizer)
+        pipe(case.given, case.prompt, size=size, noise=noise, progress=lambda frame, step: bar.update(), **knobs)
+    write_clip(folder, tee.arrays | {"given": case.given, "ids": side.tokenizer(case.prompt)})
+    for graph in GRAPHS:
+        if graph in tee.calls:
+            write_calls(folder, graph, tee.calls[graph])
+    return {graph: len(tee.calls[graph]) for graph in GRAPHS if graph in tee.calls}
