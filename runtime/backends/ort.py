@@ -7,6 +7,7 @@ knows where the buffers lie, ort_providers.py what ONNX Runtime is told of a dev
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -55,18 +56,25 @@ class OrtBackend:
         self.memory = memory or (
             DeviceMemory(providers.device, 0, providers.copying) if providers.device != "cpu" else HostMemory()
         )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or allowed_cores()
-        options.log_severity_level = 3
+        self._directory, self._manifest, self._providers = directory, manifest, providers
+        self._options = ort.SessionOptions()
+        self._options.intra_op_num_threads = threads or allowed_cores()
+        self._options.log_severity_level = 3
         self.sessions: dict[str, ort.InferenceSession] = {}
         for name in NEEDED:
-            file = directory / f"{name}.onnx"
+            self.session(name)
+
+    def session(self, name: str) -> ort.InferenceSession:
+        """A graph's session, loaded if it is not."""
+        if name not in self.sessions:
+            file = self._directory / f"{name}.onnx"
             try:
-                session = ort.InferenceSession(str(file), options, providers=providers.of(self.specs[name]))
+                session = ort.InferenceSession(str(file), self._options, providers=self._providers.of(self.specs[name]))
             except Exception as error:  # ONNX Runtime's own exception types are not public
-                raise self._not_loaded(file, manifest, error) from None
-            providers.check(session.get_providers())
+                raise self._not_loaded(file, self._manifest, error) from None
+            self._providers.check(session.get_providers())
             self.sessions[name] = session
+        return self.sessions[name]
 
     def _not_loaded(self, file: Path, manifest: Manifest, error: Exception) -> UserError:
         if "opset" in str(error) or "Unsupported model IR version" in str(error):
@@ -95,6 +103,22 @@ class OrtBackend:
             if self._device == "cpu":
                 raise
             raise device_failed(self._device, name, error) from error
+
+    def has_graph(self, name: str) -> bool:
+        """Whether `run_graph` can run it."""
+        return (self._directory / f"{name}.onnx").is_file()
+
+    def run_graph(self, name: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run one graph of the contract once: inputs by name, every output by name; for comparisons."""
+        spec = self.specs[name]
+        given = {t.name: np.ascontiguousarray(feeds[t.name], t.dtype) for t in spec.inputs}
+        try:
+            made = self.session(name).run([t.name for t in spec.outputs], given)
+        except Exception as error:
+            if self._device == "cpu":
+                raise
+            raise device_failed(self._device, name, error) from error
+        return {t.name: value for t, value in zip(spec.outputs, made, strict=True)}
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> OrtClip:
         try:
