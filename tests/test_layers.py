@@ -50,6 +50,8 @@ EXCEPTIONS = {  # (module, package): why
     ("videomar.demo.words", "tokenizers"): "writes the demo's tokenizer.json",
     ("videomar.parity.reference", "torch"): "the PyTorch side of a comparison",
     ("videomar.parity.subject", "torch"): "opens it, where PyTorch is installed",
+    ("videomar.parity.torch_side", "torch"): "the same side, layer by layer",
+    ("videomar.parity.pieces", "onnx"): "cuts graphs into layers, where the package is installed",
     ("videomar.cli", "torch"): "`train` sets PyTorch's threads before the training modules are imported",
     ("videomar.runtime.backends.ort", "onnxruntime"): "the backend",
     ("videomar.runtime.backends.ort_cache", "onnxruntime"): "its K/V",

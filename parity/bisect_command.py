@@ -1,0 +1,56 @@
+"""`videomar bisect`: open both sides, find the place, print it and write it down.
+
+Knows the order of things. Knows nothing of how the place is found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from contextlib import ExitStack
+from typing import Any
+
+from tqdm import tqdm
+
+from videomar.artifacts import atomic_write
+from videomar.parity.bisect import bisect
+from videomar.parity.cases import make_cases
+from videomar.parity.compare import check_outputs
+from videomar.parity.conclusion import as_data, as_text, conclude
+from videomar.parity.subject import open_subject, require_comparable
+
+
+def run(args: argparse.Namespace) -> int:
+    """Find where B leaves A; 0 when nothing leaves its gate, 1 when something does."""
+    check_outputs([args.json])
+    with ExitStack() as stack:
+        a, b = (stack.enter_context(open_subject(d, args.threads, args.backend)) for d in (args.a, args.b))
+        require_comparable([a, b])
+        for side in (a, b):
+            print(f"{side.directory}: {side.why}")
+        knobs: dict[str, Any] = {
+            "frames": args.frames,
+            "size": args.size,
+            "mask_steps": args.mask_steps,
+            "head_steps": args.head_steps,
+        }
+        height, width = args.size or (None, None)
+        sampling = a.pipeline().sampling(frames=args.frames, height=height, width=width)
+        shape = (sampling.frames, sampling.height, sampling.width)
+        cases = make_cases(a.config, args.image, args.prompt, args.cases, args.seed, *shape)
+        knobs["size"] = (sampling.height, sampling.width)
+        for case in cases:
+            a.pipeline().plan(case.given, case.prompt, **knobs)  # refuses before anything runs
+        with tqdm(unit="step", leave=False, delay=1, disable=None) as bar:
+
+            def progress(doing: str) -> None:
+                bar.set_description(doing, refresh=False)
+                bar.update()
+
+            finding = bisect(a, b, cases, knobs, args.threads, progress)
+        conclusion = conclude(finding, b.precision)
+        print(as_text(finding, conclusion))
+        if args.json:
+            data = as_data(finding, conclusion, {"a": str(a.directory), "b": str(b.directory)})
+            atomic_write(args.json, json.dumps(data, indent=2, allow_nan=False) + "\n")
+    return 1 if finding.found else 0
