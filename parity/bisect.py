@@ -63,7 +63,9 @@ class Finding:
     place: Place | None = None
     walked: Walked | None = None
     module: str = ""
-    weights: dict[str, float] = field(default_factory=dict)  # stored tensors of the guilty layer: relative difference
+    weights: dict[str, float | None] = field(
+        default_factory=dict
+    )  # of the guilty layer -> relative difference from A's
     visible: bool = True  # False: engines, whose layers cannot be seen
 
     @property
@@ -266,13 +268,14 @@ class Search:
                 into.update({name: lane[name] for name in outputs})
         return walked
 
-    def _weights(self, part: str, tensor: str) -> dict[str, float]:
-        """How far the guilty layer's stored tensors are from A's of the same name."""
-        found = {}
+    def _weights(self, part: str, tensor: str) -> dict[str, float | None]:
+        """How far the guilty layer's stored tensors are from A's of the same name; None where A has none of that name
+        and form."""
+        found: dict[str, float | None] = {}
         for name in self._latest[1].weights(tensor):
             mine, theirs = self._a.weight(part, name), self._b.weight(part, name)
-            if mine is not None and theirs is not None and mine.dtype.kind == "f":
-                found[name] = relative(theirs, mine)
+            if theirs is not None and theirs.dtype.kind == "f" and theirs.ndim:
+                found[name] = None if mine is None else relative(theirs, mine)
         return found
 
 

@@ -72,16 +72,17 @@ def _kind_and_mend(finding: Finding, guilty: Layer, precision: str, verdict: str
             why, kind = "FP16 has too few digits there", "precision"
         mend = f"Keep in FP32: {kept}. In FP32 the layer adds {_number(guilty.wide)}{remains}."
         return kind, f"{verdict} {why}.", mend
-    changed = {name: error for name, error in finding.weights.items() if error > finding.gate / 5}
+    changed = {name: error for name, error in finding.weights.items() if error and error > finding.gate / 5}
+    unknown = [name for name, error in finding.weights.items() if error is None]
     if changed:
-        look = "; ".join(f"{name} differs by {_number(error)}" for name, error in changed.items())
-    elif finding.weights:
-        look = "its stored tensors are A's: look at what it is connected to, and in which order"
+        look = "; ".join(f"{name} differs from A's by {_number(error)}" for name, error in changed.items())
+    elif unknown:
+        look = f"look at {', '.join(unknown)}, and at what the layer is connected to"
     else:
-        look = "look at what it is connected to, and in which order"
+        look = "its stored tensors are A's: look at what it is connected to, and in which order"
     if guilty.tensor.startswith("present_"):
         look += "; this is the K/V cache that later frames read"
-    mend = f"A fault, not a rounding: in FP32 it stays {_number(guilty.wide)}, so no precision mends it. {look}"
+    mend = f"A fault, not a rounding: in FP32 it stays {_number(guilty.wide)}, so no precision mends it: {look}"
     if remains:
         mend += f". With A's tensor in its place the layer is right{remains}"
     return "fault", verdict, f"{mend[0].upper()}{mend[1:]}."
