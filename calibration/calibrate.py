@@ -37,7 +37,7 @@ from videomar.calibration.pays import Timing, time_steps
 from videomar.calibration.plain import Graphs
 from videomar.calibration.plan import Plan, best_plan, plans
 from videomar.calibration.probe import Probe
-from videomar.calibration.ranges import Ranges
+from videomar.calibration.ranges import Ranges, bin_edges, percentile
 from videomar.calibration.sensitivity import Tester, keep_list, one_at_a_time
 from videomar.calibration.trials import Errors, measure, record
 from videomar.errors import ArtifactError, InputError, ParityError
@@ -311,7 +311,7 @@ def _report(
             "quantized": linear.name not in kept,
             "min": seen.least,
             "max": seen.most,
-            "percentile_99.99": seen.percentile(0.9999),
+            "percentile_99.99": percentile(seen.histogram.sum(axis=0), bin_edges(), 0.9999),
             "method": choice.method,
             "alpha": choice.alpha,
             "smoothed": linear.norm in plan.divisors,

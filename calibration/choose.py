@@ -1,4 +1,7 @@
-"""Where to cut an activation's range, and how far to smooth it: whatever errs least on rows that were really seen.
+"""Where to cut an activation's range, and how far to smooth it: whatever errs least on all that was seen.
+
+An error is that of the linear's result: what rounding and cutting do to each input channel, and rounding to each row of
+the matrix, weighted by the other and added up as if channels were independent. sensitivity.py measures the true effect.
 
 Symmetric int8: scale = threshold / 127, activations per tensor, weights per output channel. SmoothQuant (Xiao et al.
 2023, eq. 4) divides the input's channels by s and multiplies the matrix's rows by it; s is rounded to powers of two, so
@@ -7,12 +10,12 @@ that folding it into the norm in front rounds nothing in any precision. Knows no
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from videomar.calibration.ranges import BINS, Seen, bin_edges
+from videomar.calibration.ranges import BINS, PER_OCTAVE, Seen, bin_edges, percentile
 
 LEVELS = 127
 ALPHAS = (0.2, 0.35, 0.5, 0.65, 0.8)
@@ -27,7 +30,7 @@ class Choice:
     threshold: float  # of the smoothed input
     method: str
     alpha: float | None  # None: not smoothed
-    error: float  # of the linear's result on the kept rows, relative L2
+    error: float  # of the linear's result, relative L2
 
 
 def fake_quantize(values: np.ndarray, scale: float | np.ndarray) -> np.ndarray:
@@ -50,44 +53,54 @@ def smoothing(seen: Sequence[Seen], weights: Sequence[np.ndarray], alpha: float)
     return np.exp2(np.rint(np.log2(np.where(alive, s, 1)))).astype(np.float32)
 
 
-def mse_threshold(histogram: np.ndarray, absmax: float) -> float:
-    """The threshold of least mean square error for values distributed as in a histogram of `ranges.py`."""
-    edges = bin_edges()
-    used = np.flatnonzero(histogram)
-    centers, counts = (edges[used] + edges[used + 1]) / 2, histogram[used].astype(np.float64)
-    candidates = np.unique(np.minimum(edges[1:][(edges[1:] > absmax / 64) & (edges[:-1] <= absmax)], absmax))
-    beyond = np.maximum(centers - candidates[:, None], 0) ** 2 @ counts
-    # Rounding errs uniformly within a step, but a value below half a step errs by itself.
-    step = candidates[:, None] / LEVELS
-    within = np.where(centers[None] < step / 2, centers[None] ** 2, step**2 / 12) * (
-        centers[None] <= candidates[:, None]
-    )
-    return float(candidates[np.argmin(beyond + within @ counts)])
+@dataclass(frozen=True)
+class Energies:
+    """An input's histogram with every value weighted by the square of the matrix row it is multiplied with."""
 
+    values: np.ndarray  # of the smoothed input: a bin's middle
+    energy: np.ndarray  # in each bin: count times squared row, summed over channels
+    counts: np.ndarray
+    edges: np.ndarray
+    absmax: float
+    weight_error: float  # that rounding the matrix alone makes in the result
+    result: float  # the result's own energy
 
-def thresholds(seen: Seen, divisor: np.ndarray | None, methods: Iterable[str] = METHODS) -> dict[str, float]:
-    """Method -> threshold; of a smoothed input from its kept rows, whose exact maximum the channels still tell."""
-    histogram, absmax = seen.histogram, seen.absmax
-    if divisor is not None:
-        bits = np.ascontiguousarray(seen.rows / divisor, np.float32).view(np.uint32).ravel() & 0x7FFFFFFF
-        histogram = np.bincount(bits >> 18, minlength=BINS)
+    @staticmethod
+    def of(seen: Seen, weight: np.ndarray, divisor: np.ndarray | None) -> Energies:
+        """weight: [in, out] float32, not smoothed; divisor: powers of two."""
+        divisor = np.ones(len(weight), np.float32) if divisor is None else divisor
+        matrix = weight * divisor[:, None]
+        rows = (matrix.astype(np.float64) ** 2).sum(axis=1)
+        octaves = -np.log2(divisor).astype(np.int64)
+        more = int(np.abs(octaves).max())
+        edges = bin_edges(more)
+        at = (np.arange(BINS) + PER_OCTAVE * (octaves[:, None] + more)).ravel()
+        energy = np.bincount(at, (seen.histogram * rows[:, None]).ravel(), len(edges) - 1)
+        counts = np.bincount(at, seen.histogram.ravel(), len(edges) - 1)
         absmax = float((seen.channels / divisor).max())
-    upto, edges = np.cumsum(histogram), bin_edges()
-    found = {"minmax": absmax}
-    for share in PERCENTILES:
-        index = min(int(np.searchsorted(upto, share * upto[-1])), BINS - 1)
-        found[f"percentile {100 * share:g}"] = min(absmax, float(edges[index + 1]))
-    found["mse"] = mse_threshold(histogram, absmax)
-    return {name: value for name, value in found.items() if name.split()[0] in tuple(methods)}
+        values = np.minimum((edges[:-1] + edges[1:]) / 2, absmax)
+        middle = (bin_edges()[:-1] + bin_edges()[1:]) / 2
+        moments = seen.histogram @ middle**2  # of the input as it was
+        off = ((fake_quantize_weight(matrix) - matrix).astype(np.float64) ** 2).sum(axis=1)
+        result = float(moments @ (weight.astype(np.float64) ** 2).sum(axis=1))
+        return Energies(values, energy, counts, edges, absmax, float(moments / divisor**2 @ off), result)
 
+    def error(self, thresholds: np.ndarray) -> np.ndarray:
+        """Relative L2 error of the result for each threshold of the smoothed input."""
+        step, v = thresholds[:, None] / LEVELS, self.values
+        # Rounding errs uniformly within a step, but a value below half a step errs by itself.
+        rounding = np.where(v < step / 2, v**2, step**2 / 12)
+        each = np.where(v > thresholds[:, None], (v - thresholds[:, None]) ** 2, rounding)
+        return np.sqrt((each @ self.energy + self.weight_error) / max(self.result, 1e-30))
 
-def output_error(seen: Seen, weight: np.ndarray, divisor: np.ndarray | None, threshold: float) -> float:
-    """Relative L2 error of the linear's result on the kept rows."""
-    rows = seen.rows if divisor is None else seen.rows / divisor
-    matrix = weight if divisor is None else weight * divisor[:, None]
-    true = seen.rows @ weight
-    off = fake_quantize(rows, threshold / LEVELS) @ fake_quantize_weight(matrix) - true
-    return float(np.linalg.norm(off) / max(float(np.linalg.norm(true)), 1e-30))
+    def thresholds(self) -> dict[str, float]:
+        """Name of the method -> its threshold."""
+        found = {"minmax": self.absmax}
+        for share in PERCENTILES:
+            found[f"percentile {100 * share:g}"] = min(self.absmax, percentile(self.counts, self.edges, share))
+        tried = self.absmax * np.exp2(-np.arange(6 * 16) / 16)
+        found["mse"] = float(tried[np.argmin(self.error(tried))])
+        return found
 
 
 def choose(
@@ -105,10 +118,10 @@ def choose(
         divisor = None if alpha is None else smoothing(seen, weights, alpha)
         choices = []
         for one, weight in zip(seen, weights, strict=True):
-            tried = [
-                Choice(value, name, alpha, output_error(one, weight, divisor, value))
-                for name, value in thresholds(one, divisor, methods).items()
-            ]
+            energies = Energies.of(one, weight, divisor)
+            found = {k: v for k, v in energies.thresholds().items() if k.split()[0] in methods}
+            errors = energies.error(np.array(list(found.values())))
+            tried = [Choice(t, name, alpha, float(e)) for (name, t), e in zip(found.items(), errors, strict=True)]
             choices.append(min(tried, key=lambda choice: choice.error))
         total = sum(choice.error**2 for choice in choices)
         if best is None or total < best[0]:

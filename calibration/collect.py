@@ -87,7 +87,7 @@ def collect(
                     done += steps
                     continue
                 seen = Ranges(ranges.model)
-                watch = Observer(seen, group, int(hashlib.sha256(part.encode()).hexdigest()[:8], 16))
+                watch = Observer(seen, group)
 
                 def run(graph: str, feeds: Arrays, graphs: Graphs = graphs, watch: Observer = watch) -> Arrays:
                     outputs = graphs(graph, feeds)

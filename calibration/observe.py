@@ -21,6 +21,7 @@ from videomar.calibration.ranges import Ranges, Seen
 
 LOWEST = {TensorProto.FLOAT: float(np.finfo(np.float32).min), TensorProto.FLOAT16: float(np.finfo(np.float16).min)}
 LARGEST = "::largest"
+MARGIN = 0.01  # of the lowest number
 
 
 def watched_copy(file: Path, folder: Path, tensors: Iterable[str] = (), largest: bool = False) -> Path:
@@ -50,18 +51,27 @@ def float_tensors(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:
 
 
 def _add_largest(model: onnx.ModelProto) -> list[str]:
-    """Compute every tensor's largest absolute value; the lowest number there is counts as a mask's, not as a value."""
+    """Compute every tensor's largest absolute value; what is near the lowest number there is, is a mask's and no value.
+
+    "Near", since scores are added to a mask. An overflow to minus infinity is not near it and is seen.
+    """
     nodes, made = model.graph.node, []
     for name, kind in list(float_tensors(model)):
-        lowest, plain, masked = f"{name}::lowest", f"{name}::plain", f"{name}::masked"
-        zero, value, size = f"{name}::zero", f"{name}::value", f"{name}::size"
-        model.graph.initializer.append(helper.make_tensor(lowest, TensorProto.FLOAT, [], [LOWEST[kind]]))
-        model.graph.initializer.append(helper.make_tensor(zero, TensorProto.FLOAT, [], [0.0]))
-        nodes.append(helper.make_node("Cast", [name], [plain], to=TensorProto.FLOAT))
-        nodes.append(helper.make_node("Equal", [plain, lowest], [masked]))
-        nodes.append(helper.make_node("Where", [masked, zero, plain], [value]))
-        nodes.append(helper.make_node("Abs", [value], [size]))
-        nodes.append(helper.make_node("ReduceMax", [size], [name + LARGEST], keepdims=0))
+        own = f"{name}::"
+        lowest = LOWEST[kind]
+        for word, value in (("lowest", lowest), ("margin", -MARGIN * lowest), ("zero", 0.0)):
+            model.graph.initializer.append(helper.make_tensor(own + word, TensorProto.FLOAT, [], [value]))
+        steps = [
+            ("Cast", [name], "plain"),
+            ("Sub", [own + "plain", own + "lowest"], "above"),
+            ("Abs", [own + "above"], "away"),
+            ("LessOrEqual", [own + "away", own + "margin"], "masked"),
+            ("Where", [own + "masked", own + "zero", own + "plain"], "value"),
+            ("Abs", [own + "value"], "size"),
+            ("ReduceMax", [own + "size"], "largest"),
+        ]
+        more: dict[str, dict[str, int]] = {"Cast": {"to": TensorProto.FLOAT}, "ReduceMax": {"keepdims": 0}}
+        nodes.extend(helper.make_node(op, inputs, [own + out], **more.get(op, {})) for op, inputs, out in steps)
         made.append(name + LARGEST)
     return made
 
@@ -77,16 +87,15 @@ def link_or_copy(source: Path, target: Path) -> None:
 class Observer:
     """Takes what watched graphs return into `Ranges`."""
 
-    def __init__(self, ranges: Ranges, linears: Iterable[Linear], seed: int) -> None:
+    def __init__(self, ranges: Ranges, linears: Iterable[Linear]) -> None:
         self._ranges, self._linears = ranges, list(linears)
-        self._rng = np.random.default_rng(seed)
 
     def __call__(self, graph: str, outputs: Arrays) -> None:
         """One call of one graph."""
         for linear in self._linears:
             if linear.source in outputs:
                 seen = self._ranges.inputs.setdefault(linear.name, Seen())
-                seen.add(outputs[linear.source], self._rng)
+                seen.add(outputs[linear.source])
         found = {n.removesuffix(LARGEST): float(v) for n, v in outputs.items() if n.endswith(LARGEST)}
         if found:
             largest = self._ranges.largest.setdefault(graph, {})

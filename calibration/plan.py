@@ -36,7 +36,7 @@ def make_plan(
     methods: Sequence[str] = METHODS,
     alphas: Sequence[float] = ALPHAS,
 ) -> Plan:
-    """Choose linear by linear (by norm, where several share one) what errs least on the kept rows."""
+    """Choose linear by linear (by norm, where several share one) what errs least."""
     groups: dict[str, list[Linear]] = {}
     for linear in linears:
         groups.setdefault(linear.norm or linear.name, []).append(linear)

@@ -10,6 +10,7 @@ import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,16 @@ from videomar.calibration.linears import Linear
 
 HALF_OPSET = 19  # the first whose QuantizeLinear takes float16
 MAX_INLINE_BYTES = 1 << 30  # above this, weights go to a .onnx.data file beside the graph (protobuf ends at 2 GiB)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the quantizer writes a product; the default is what TensorRT reads, the others are there to be measured."""
+
+    activation: QuantType = QuantType.QInt8
+    symmetric: bool = True  # activations; weights always are
+    per_channel: bool = True  # weights
+    reduce_range: bool = False  # weights in 7 bits
 
 
 def fold(model: onnx.ModelProto, divisors: Mapping[str, np.ndarray], linears: Sequence[Linear]) -> None:
@@ -47,6 +58,7 @@ def quantize(
     linears: Sequence[Linear],
     thresholds: Mapping[str, float],
     divisors: Mapping[str, np.ndarray],
+    form: Form = Form(),
 ) -> int:
     """Write `source` with the linears named in `thresholds` quantized (all linears are smoothed); returns its opset.
 
@@ -81,13 +93,14 @@ def quantize(
                     quant_format=QuantFormat.QDQ,
                     op_types_to_quantize=["MatMul"],
                     nodes_to_quantize=[linear.node for linear in chosen],
-                    per_channel=True,
-                    activation_type=QuantType.QInt8,
+                    per_channel=form.per_channel,
+                    reduce_range=form.reduce_range,
+                    activation_type=form.activation,
                     weight_type=QuantType.QInt8,
                     use_external_data_format=_bytes(model) > MAX_INLINE_BYTES,
                     calibration_cache_path=folder / "ranges.json",
                     extra_options={
-                        "ActivationSymmetric": True,
+                        "ActivationSymmetric": form.symmetric,
                         "WeightSymmetric": True,
                         "MatMulConstBOnly": True,
                         "OpTypesToExcludeOutputQuantization": ["MatMul"],

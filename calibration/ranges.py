@@ -1,7 +1,8 @@
 """What was seen of every tensor, in numbers that add up over calls, clips and machines; and the file they are kept in.
 
-A histogram's bin is the upper bits of the float32 itself (exponent and five bits of fraction, without the sign): bins
-are 1.6 to 3.1 % wide, the same for every tensor, and two histograms add. Knows nothing of graphs or of quantizing.
+A histogram's bin is the upper bits of the float32 itself: exponent and three bits of fraction, without the sign. Bins
+are the same for every tensor, two histograms add, and dividing by a power of two moves one by whole octaves. Knows
+nothing of graphs or of quantizing.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from videomar.artifacts import atomic_write
 from videomar.errors import ArtifactError, InputError
 
 FORMAT = 1
-SHIFT = 18  # bits of a float32 that a bin leaves out
-BINS = (0xFF << 23) >> SHIFT  # of finite numbers
-ROWS = 256  # kept of every tensor, as they were
+OCTAVES, PER_OCTAVE = (-16, 16), 8  # smaller values count as the smallest ones, larger ones as the largest
+BINS = (OCTAVES[1] - OCTAVES[0]) * PER_OCTAVE
+_SHIFT, _FIRST = 20, (127 + OCTAVES[0]) * PER_OCTAVE  # of a float32's bits; 127 is the exponent of 1
 
 
-def bin_edges() -> np.ndarray:
-    """Lower edge of every bin and the upper one of the last: [BINS + 1] float64."""
-    edges = (np.arange(BINS, dtype=np.uint32) << SHIFT).view(np.float32).astype(np.float64)
-    return np.append(edges, 2.0**128)
+def bin_edges(octaves_more: int = 0) -> np.ndarray:
+    """Edges of the bins, with some octaves more on both sides: [bins + 1] float64; inside an octave evenly spaced."""
+    octaves = np.exp2(np.arange(OCTAVES[0] - octaves_more, OCTAVES[1] + octaves_more + 1))
+    return np.append(np.outer(octaves[:-1], 1 + np.arange(PER_OCTAVE) / PER_OCTAVE).ravel(), octaves[-1])
 
 
 @dataclass
@@ -38,10 +39,8 @@ class Seen:
     bad: int = 0  # NaN and infinite
     least: float = np.inf
     most: float = -np.inf
-    histogram: np.ndarray = field(default_factory=lambda: np.zeros(BINS, np.int64))  # of absolute values
     channels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # largest absolute value of each
-    keys: np.ndarray = field(default_factory=lambda: np.zeros(0))  # random, one a kept row: the smallest are kept
-    rows: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    histogram: np.ndarray = field(default_factory=lambda: np.zeros((0, BINS), np.uint32))  # of each, absolute values
 
     @property
     def absmax(self) -> float:
@@ -53,19 +52,21 @@ class Seen:
         """Whether one number was seen and no other."""
         return self.count > 0 and self.least == self.most
 
-    def add(self, values: np.ndarray, rng: np.random.Generator) -> None:
-        """Take in one call's values, [..., channels] of any float dtype; `rng` draws the rows to keep."""
-        flat = np.ascontiguousarray(values.reshape(-1, values.shape[-1]), np.float32)
-        counts = np.bincount((flat.view(np.uint32).ravel() & 0x7FFFFFFF) >> SHIFT, minlength=BINS)
-        if bad := int(counts[BINS:].sum()):
+    def add(self, values: np.ndarray) -> None:
+        """Take in one call's values, [..., channels] of any float dtype."""
+        channels = values.shape[-1]
+        flat = np.ascontiguousarray(values.reshape(-1, channels), np.float32)
+        bad = values.size - int(np.isfinite(flat).sum())
+        if bad:
             flat = flat[np.isfinite(flat).all(axis=1)]
-        other = Seen(values.size, bad, histogram=counts[:BINS])
+        other = Seen(values.size, bad)
         if len(flat):
             other.least, other.most = float(flat.min()), float(flat.max())
             other.channels = np.abs(flat).max(axis=0)
-            keys = rng.random(len(flat))
-            chosen = np.argsort(keys)[:ROWS]
-            other.keys, other.rows = keys[chosen], flat[chosen]
+            bits = flat.view(np.int32) & 0x7FFFFFFF
+            bins = np.clip((bits >> _SHIFT) - _FIRST, 0, BINS - 1) + np.arange(channels) * BINS
+            counts = np.bincount(bins.ravel(), minlength=channels * BINS)
+            other.histogram = counts.astype(np.uint32).reshape(channels, BINS)
         self.merge(other)
 
     def merge(self, other: Seen) -> None:
@@ -73,22 +74,20 @@ class Seen:
         self.count += other.count
         self.bad += other.bad
         self.least, self.most = min(self.least, other.least), max(self.most, other.most)
-        self.histogram = self.histogram + other.histogram
-        if not len(other.keys):
-            return
-        if not len(self.keys):
-            self.channels, self.keys, self.rows = other.channels, other.keys, other.rows
-            return
-        self.channels = np.maximum(self.channels, other.channels)
-        keys = np.concatenate([self.keys, other.keys])
-        chosen = np.argsort(keys)[:ROWS]
-        self.keys, self.rows = keys[chosen], np.concatenate([self.rows, other.rows])[chosen]
+        if not len(self.channels):
+            self.channels, self.histogram = other.channels, other.histogram
+        elif len(other.channels):
+            self.channels = np.maximum(self.channels, other.channels)
+            self.histogram = self.histogram + other.histogram
 
-    def percentile(self, share: float) -> float:
-        """Upper edge of the bin that holds this share of the absolute values, at most the largest one."""
-        upto = np.cumsum(self.histogram)
-        index = int(np.searchsorted(upto, share * upto[-1]))
-        return min(self.absmax, float(bin_edges()[min(index, BINS - 1) + 1]))
+
+def percentile(histogram: np.ndarray, edges: np.ndarray, share: float) -> float:
+    """The value below which this share of a histogram lies; evenly spread inside a bin."""
+    upto = np.cumsum(histogram, dtype=np.float64)
+    index = int(np.searchsorted(upto, share * upto[-1]))
+    below = upto[index - 1] if index else 0.0
+    part = (share * upto[-1] - below) / max(upto[index] - below, 1e-30)
+    return float(edges[index] + part * (edges[index + 1] - edges[index]))
 
 
 @dataclass
@@ -125,12 +124,10 @@ class Ranges:
         arrays: dict[str, np.ndarray] = {}
         for name, seen in self.inputs.items():
             header["inputs"][name] = {"count": seen.count, "bad": seen.bad, "least": seen.least, "most": seen.most}
-            used = np.flatnonzero(seen.histogram)
-            arrays |= {f"{name}/bins": used, f"{name}/counts": seen.histogram[used], f"{name}/channels": seen.channels}
-            arrays |= {f"{name}/keys": seen.keys, f"{name}/rows": seen.rows}
+            arrays |= {f"{name}/channels": seen.channels, f"{name}/histogram": seen.histogram}
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
         data = io.BytesIO()
-        np.savez(data, **arrays)
+        np.savez_compressed(data, **arrays)
         atomic_write(path, data.getvalue())
 
     @staticmethod
@@ -144,15 +141,12 @@ class Ranges:
                     raise ArtifactError(f"{path} is of format {header['format']}, expected {FORMAT}; {mend}")
                 ranges = Ranges(header["model"], {}, header["largest"], header["clips"], header["parts"])
                 for name, row in header["inputs"].items():
-                    histogram = np.zeros(BINS, np.int64)
-                    histogram[file[f"{name}/bins"]] = file[f"{name}/counts"]
-                    arrays = (file[f"{name}/{part}"] for part in ("channels", "keys", "rows"))
-                    ranges.inputs[name] = Seen(**row, histogram=histogram, **dict(zip(_ARRAYS, arrays, strict=True)))
+                    channels, histogram = file[f"{name}/channels"], file[f"{name}/histogram"]
+                    if histogram.shape != (len(channels), BINS):
+                        raise ValueError(f"a histogram of {list(histogram.shape)}")
+                    ranges.inputs[name] = Seen(**row, channels=channels, histogram=histogram)
         except FileNotFoundError:
             raise ArtifactError(f"{path} does not exist, expected a file of ranges; {mend}") from None
         except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile) as error:
             raise ArtifactError(f"{path} is not a file of ranges ({error!s:.80}); {mend}") from None
         return ranges
-
-
-_ARRAYS = ("channels", "keys", "rows")
