@@ -34,11 +34,14 @@ def sample_frames(
     noise: Noise,
     timing: Timing,
     progress: Progress = lambda frame, step: None,
+    kv_window: int | None = None,
+    guidance_passes: int = 1,
 ) -> Iterator[np.ndarray]:
     """Yield the latent frames after the given ones, each [channels, h, w] float32, as soon as it is finished.
 
     states: text states of `Backend.encode_text`; given: [channels, t, h, w] float32, scaled latents of the
-    conditioning frames; frames: latent frames in all.
+    conditioning frames; frames: latent frames in all. kv_window: finished frames that each frame sees besides the
+    first, all if None. guidance_passes: 2 sends the branches through the transformer one after the other.
     """
     channels, known, h, w = given.shape
     tokens, t = h * w, config.transformer
@@ -52,6 +55,8 @@ def sample_frames(
         counts=tuple(a - b for a, b in zip(before, left, strict=True)),
         timesteps=schedule.timesteps,
         coefficients=schedule.coefficients,
+        window=kv_window,
+        passes=guidance_passes if sampling.guidance_scale != 1 else 1,
     )
     with timing.stage("text"):
         clip = backend.begin(states, plan)

@@ -133,9 +133,15 @@ def attend(q: Array, k: Array, v: Array) -> Array:
 
 
 def transformer(
-    w: Weights, tokens: Array, masked: NDArray[np.bool_], columns: int, context: Array, split: tuple[int, int, int]
+    w: Weights,
+    tokens: Array,
+    masked: NDArray[np.bool_],
+    columns: int,
+    context: Array,
+    split: tuple[int, int, int],
+    window: int = 10**9,
 ) -> Array:
-    """tokens [F, S, C] of all frames, masked [F, S], context [L, W] -> z [F, S, W]."""
+    """tokens [F, S, C] of all frames, masked [F, S], context [L, W] -> z [F, S, W]; window: earlier frames seen."""
     frames, size, _ = tokens.shape
     dim = sum(split)
     x = linear(w, "z_proj", tokens)
@@ -150,8 +156,9 @@ def transformer(
             q, k, v = (packed[..., (3 * n + j) * dim : (3 * n + j + 1) * dim] for j in range(3))
             q = turn(rms_norm(w, f"{name}.attn1.q_norm", q), places, split)
             k = turn(rms_norm(w, f"{name}.attn1.k_norm", k), places, split)
-            for f in range(frames):  # a frame sees itself and all before it, nothing after it
-                seen_k, seen_v = k[: f + 1].reshape(-1, dim), v[: f + 1].reshape(-1, dim)
+            for f in range(frames):  # a frame sees itself, the first and the latest before it, nothing after it
+                seen = [g for g in range(f + 1) if g == 0 or f - g <= window]
+                seen_k, seen_v = np.concatenate([k[g] for g in seen]), np.concatenate([v[g] for g in seen])
                 y[f, :, n * dim : (n + 1) * dim] = attend(q[f], seen_k, seen_v)
         x = x + linear(w, f"{name}.attn1.wo", y)
         queries, packed = linear(w, f"{name}.attn2.wq", x), linear(w, f"{name}.attn2.wkv", context)
@@ -271,6 +278,7 @@ def generate(
     temperature: float | None = None,
     clip: float | None = 2.0,
     train_steps: int = 1000,
+    window: int = 10**9,
 ) -> Array:
     """Given latents [C, given, rows, columns], text states [L, text width] -> latents [C, frames, rows, columns]."""
     channels, given, rows, columns = latents.shape
@@ -287,8 +295,8 @@ def generate(
         masked[f] = True
         factor = 0.9 + 10.0 ** -(f - given + 1) if temperature is None else temperature
         for s in range(mask_steps):
-            z = transformer(w, clip_tokens[: f + 1], masked, columns, context, split)[f]
-            z_none = transformer(w, clip_tokens[: f + 1], masked, columns, nothing, split)[f]
+            z = transformer(w, clip_tokens[: f + 1], masked, columns, context, split, window)[f]
+            z_none = transformer(w, clip_tokens[: f + 1], masked, columns, nothing, split, window)[f]
             stay = order[size - left[s] :]
             now = [i for i in order if masked[f, i] and i not in stay]
             guidance = 1 + (guidance_scale - 1) * (size - left[s]) / size

@@ -19,6 +19,21 @@ class ClipPlan:
     counts: tuple[int, ...]  # tokens predicted at each mask step
     timesteps: np.ndarray  # [head steps] float32
     coefficients: np.ndarray  # [head steps, 6] float32
+    window: int | None = None  # finished frames that are seen besides the first; None: all
+    passes: int = 1  # 2: the branches go through the transformer one after the other, with half the K/V each
+
+    @property
+    def seen(self) -> int:
+        """Most finished frames that a frame sees, so that K/V are kept of."""
+        return self.frames - 1 if self.window is None else min(self.frames - 1, 1 + self.window)
+
+    def slot(self, frame: int) -> int:
+        """Where a frame's K/V lie among those of `seen` + 1 frames: in a ring, after the first frame's own place."""
+        return frame if frame == 0 or self.window is None else 1 + (frame - 1) % max(1, self.seen)
+
+    def drops(self, finished: int) -> bool:
+        """Whether the oldest frame after the first is no longer seen once this many are finished."""
+        return finished > self.seen
 
 
 class Clip(Protocol):

@@ -31,19 +31,22 @@ class Choice:
     why: str
 
 
-def choose(directory: Path, manifest: Manifest, name: str = "auto", threads: int | None = None) -> tuple[Backend, str]:
+def choose(
+    directory: Path, manifest: Manifest, name: str = "auto", threads: int | None = None, lean: bool = False
+) -> tuple[Backend, str]:
     """Open the backend called `name`, or what is best here; also the sentence that says why.
 
+    lean: graphs are loaded when they are first needed, and the text encoder goes once it has been used.
     Raises UserError for a name that cannot run this directory here: what is missing and what mends it.
     """
     choice = pick(directory, manifest, name)
     try:
-        return OPENERS[choice.name](directory, manifest, threads), choice.why
+        return OPENERS[choice.name](directory, manifest, threads, lean), choice.why
     except DeviceError as error:
         if name != "auto" or choice.name != "ort-cuda":
             raise
         why = f"backend ort-cpu, since ort-cuda cannot be used here: {error}"
-        return OPENERS["ort-cpu"](directory, manifest, threads), why
+        return OPENERS["ort-cpu"](directory, manifest, threads, lean), why
 
 
 def pick(directory: Path, manifest: Manifest, name: str = "auto", system: System | None = None) -> Choice:
@@ -161,36 +164,39 @@ def automatic_for_onnx(precision: str, emitter: str, system: System) -> tuple[st
     return "ort-cuda", f"ONNX Runtime's CUDA provider runs on {gpu}{int8}; {build} that are faster"
 
 
-def _ort_cpu(directory: Path, manifest: Manifest, threads: int | None) -> Backend:
+Opener = Callable[[Path, Manifest, "int | None", bool], Backend]  # directory, manifest, threads, lean
+
+
+def _ort_cpu(directory: Path, manifest: Manifest, threads: int | None, lean: bool) -> Backend:
     from videomar.runtime.backends.ort import OrtBackend
 
-    return OrtBackend(directory, manifest, threads)
+    return OrtBackend(directory, manifest, threads, lean=lean)
 
 
-def _ort_cuda(directory: Path, manifest: Manifest, threads: int | None) -> Backend:
+def _ort_cuda(directory: Path, manifest: Manifest, threads: int | None, lean: bool) -> Backend:
     from videomar.runtime.backends import ort_providers
     from videomar.runtime.backends.ort import OrtBackend
 
-    return OrtBackend(directory, manifest, threads, ort_providers.cuda())
+    return OrtBackend(directory, manifest, threads, ort_providers.cuda(), lean=lean)
 
 
-def _ort_tensorrt(directory: Path, manifest: Manifest, threads: int | None) -> Backend:
+def _ort_tensorrt(directory: Path, manifest: Manifest, threads: int | None, lean: bool) -> Backend:
     from videomar.runtime.backends import ort_providers
     from videomar.runtime.backends.ort import OrtBackend
 
-    return OrtBackend(directory, manifest, threads, ort_providers.tensorrt(manifest))
+    return OrtBackend(directory, manifest, threads, ort_providers.tensorrt(manifest), lean=lean)
 
 
-def _tensorrt(name: str) -> Callable[[Path, Manifest, int | None], Backend]:
-    def open_engines(directory: Path, manifest: Manifest, threads: int | None) -> Backend:
+def _tensorrt(name: str) -> Opener:
+    def open_engines(directory: Path, manifest: Manifest, threads: int | None, lean: bool) -> Backend:
         from videomar.runtime.backends.trt import TrtBackend
 
-        return TrtBackend(directory, manifest, name)
+        return TrtBackend(directory, manifest, name, lean=lean)
 
     return open_engines
 
 
-OPENERS: dict[str, Callable[[Path, Manifest, int | None], Backend]] = {
+OPENERS: dict[str, Opener] = {
     "ort-cpu": _ort_cpu,
     "ort-cuda": _ort_cuda,
     "ort-trt": _ort_tensorrt,

@@ -6,6 +6,7 @@ knows where the buffers lie, ort_providers.py what ONNX Runtime is told of a dev
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from videomar.graphs import (
 )
 from videomar.runtime.backends.base import ClipPlan, predicted_sizes
 from videomar.runtime.backends.ort_cache import FixedCache, GrowingCache
-from videomar.runtime.backends.ort_memory import DeviceMemory, HostMemory, Memory, device_failed
+from videomar.runtime.backends.ort_memory import Buffer, DeviceMemory, HostMemory, Memory, device_failed
 from videomar.runtime.backends.ort_providers import CPU, Providers
 
 NEEDED = (TEXT_ENCODER, TEXT_KEY_VALUES, TOKENIZER_ENCODER, TOKENIZER_DECODER, TRANSFORMER_STEP, DIFFUSION_HEAD)
@@ -43,8 +44,10 @@ class OrtBackend:
         threads: int | None = None,
         providers: Providers = CPU,
         memory: Memory | None = None,
+        lean: bool = False,
     ) -> None:
-        """threads: for one operator; None leaves the choice to ONNX Runtime (one a core)."""
+        """threads: for one operator; None leaves the choice to ONNX Runtime (one a core). lean: load what is needed
+        when it is needed, and let the text encoder go once it has been used."""
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}, expected at least 1")
         self.name = providers.backend
@@ -56,13 +59,15 @@ class OrtBackend:
         self.memory = memory or (
             DeviceMemory(providers.device, 0, providers.copying) if providers.device != "cpu" else HostMemory()
         )
-        self._directory, self._manifest, self._providers = directory, manifest, providers
-        self._options = ort.SessionOptions()
-        self._options.intra_op_num_threads = threads or allowed_cores()
-        self._options.log_severity_level = 3
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or allowed_cores()
+        options.log_severity_level = 3
+        self._directory, self._manifest, self._options, self._providers = directory, manifest, options, providers
         self.sessions: dict[str, ort.InferenceSession] = {}
-        for name in NEEDED:
-            self.session(name)
+        self._lean = lean
+        if not lean:
+            for name in NEEDED:
+                self.session(name)
 
     def session(self, name: str) -> ort.InferenceSession:
         """A graph's session, loaded if it is not."""
@@ -88,7 +93,10 @@ class OrtBackend:
         return ArtifactError(f"{file} cannot be loaded by ONNX Runtime ({why}); export the checkpoint again")
 
     def encode_text(self, ids: np.ndarray) -> np.ndarray:
-        return self._run(TEXT_ENCODER, ids)
+        states = self._run(TEXT_ENCODER, ids)
+        if self._lean:
+            del self.sessions[TEXT_ENCODER]
+        return states
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         return self._run(TOKENIZER_ENCODER, pixels)
@@ -98,7 +106,7 @@ class OrtBackend:
 
     def _run(self, name: str, value: np.ndarray) -> np.ndarray:
         try:
-            return self.sessions[name].run(None, {self.specs[name].inputs[0].name: value})[0]
+            return self.session(name).run(None, {self.specs[name].inputs[0].name: value})[0]
         except Exception as error:
             if self._device == "cpu":
                 raise
@@ -141,9 +149,8 @@ class OrtClip:
         t, memory = backend.config.transformer, backend.memory
         spec = backend.specs[TRANSFORMER_STEP]
         dtype = np.dtype(next(tensor.dtype for tensor in spec.outputs))
-        self._memory, self._sessions = memory, backend.sessions
-        self._step = backend.sessions[TRANSFORMER_STEP].io_binding()
-        self._head = backend.sessions[DIFFUSION_HEAD].io_binding()
+        self._memory, self._session = memory, backend.session
+        self._head = backend.session(DIFFUSION_HEAD).io_binding()
 
         self._inputs = {
             "tokens": memory.zeros((plan.tokens, t.token_channels), np.float32),
@@ -153,18 +160,18 @@ class OrtClip:
         }
 
         # Text K/V of both branches; a clip without guidance binds the first.
-        binding, (both, length) = backend.sessions[TEXT_KEY_VALUES].io_binding(), (2, states.shape[1])
+        binding, (both, length) = backend.session(TEXT_KEY_VALUES).io_binding(), (2, states.shape[1])
         binding.bind_cpu_input("states", np.ascontiguousarray(states, dtype))
         text = {n: memory.zeros((both, t.heads, length, t.head_dim), dtype) for n in layer_names("text", t.depth)}
         for name, buffer in text.items():
             memory.bind_output(binding, name, buffer)
-        memory.run(backend.sessions[TEXT_KEY_VALUES], binding, TEXT_KEY_VALUES)
-        self._text = {n: memory.view(b, (plan.branches, *b.shape[1:])) for n, b in text.items()}
-        for name, buffer in self._text.items():
-            memory.bind_input(self._step, name, buffer)
-
-        cache = GrowingCache if backend.cache_tokens is None else FixedCache
-        self._cache = cache(backend, self._step, plan, dtype)
+        memory.run(backend.session(TEXT_KEY_VALUES), binding, TEXT_KEY_VALUES)
+        self._text = text
+        count = plan.branches // plan.passes
+        self._passes = [
+            _Pass(backend, dataclasses.replace(plan, branches=count), first, text, dtype)
+            for first in range(0, plan.branches, count)
+        ]
 
         self._sizes = {
             n: _Buffers(memory, n, plan, t.width, t.token_channels, dtype) for n in predicted_sizes(plan.counts)
@@ -181,14 +188,15 @@ class OrtClip:
     def step(
         self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
     ) -> None:
-        memory, binding = self._memory, self._step
+        memory = self._memory
         values = {"tokens": tokens, "masked": masked, "rope_cos": cos, "rope_sin": sin}
-        for name, buffer in self._inputs.items():
-            memory.put(binding, name, buffer, values[name])
         self._now = now = self._sizes[len(predict)]
-        memory.put(binding, "predict", now.predict, predict)
-        memory.bind_output(binding, "z", now.z)
-        memory.run(self._sessions[TRANSFORMER_STEP], binding, TRANSFORMER_STEP)
+        for each in self._passes:
+            for name, buffer in self._inputs.items():
+                memory.put(each.binding, name, buffer, values[name])
+            memory.put(each.binding, "predict", now.predict, predict)
+            memory.bind_output(each.binding, "z", each.rows_of(now.z))
+            memory.run(self._session(TRANSFORMER_STEP), each.binding, TRANSFORMER_STEP)
 
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
         memory, binding, now = self._memory, self._head, self._now
@@ -197,7 +205,7 @@ class OrtClip:
         memory.put(binding, "guidance", self._constant["guidance"], np.float32(guidance))
         memory.put(binding, "initial", now.initial, initial)
         memory.put(binding, "draws", now.draws, draws)
-        memory.run(self._sessions[DIFFUSION_HEAD], binding, DIFFUSION_HEAD)
+        memory.run(self._session(DIFFUSION_HEAD), binding, DIFFUSION_HEAD)
         return memory.read(now.sampled)
 
     def z(self) -> np.ndarray:
@@ -207,15 +215,38 @@ class OrtClip:
         self._memory.put(self._head, "z", self._now.z, z)
 
     def keep(self) -> None:
-        self._cache.keep()
+        for each in self._passes:
+            each.cache.keep()
 
     def close(self) -> None:
-        for binding in (self._step, self._head):
+        for binding in (*(each.binding for each in self._passes), self._head):
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()
-        self._cache.close()
+        for each in self._passes:
+            each.cache.close()
         for buffers in (self._inputs, self._text, self._sizes, self._constant):
             buffers.clear()
+
+
+class _Pass:
+    """One call of the transformer in a step: all branches, or one of them with K/V of its own."""
+
+    def __init__(
+        self, backend: OrtBackend, plan: ClipPlan, first: int, text: dict[str, Buffer], dtype: np.dtype
+    ) -> None:
+        """plan: of these branches alone; first: the first of them; text: K/V of all."""
+        self._memory, self._first, self._count = backend.memory, first, plan.branches
+        self.binding = backend.session(TRANSFORMER_STEP).io_binding()
+        self._text = {name: self.rows_of(buffer) for name, buffer in text.items()}
+        for name, buffer in self._text.items():
+            self._memory.bind_input(self.binding, name, buffer)
+        cache = GrowingCache if backend.cache_tokens is None else FixedCache
+        self.cache = cache(backend, self.binding, plan, dtype)
+
+    def rows_of(self, buffer: Buffer) -> Buffer:
+        """These branches of a tensor of all."""
+        size = int(np.prod(buffer.shape[1:]))
+        return self._memory.view(buffer, (self._count, *buffer.shape[1:]), self._first * size)
 
 
 class _Buffers:

@@ -28,7 +28,7 @@ class GrowingCache:
         self._memory, self._binding, self._plan, self._in_place = backend.memory, binding, plan, backend.in_place
         self._shape = (plan.branches, t.heads, t.head_dim)
         self._past, self._present = layer_names("past", t.depth), layer_names("present", t.depth)
-        size = plan.branches * t.heads * plan.frames * plan.tokens * t.head_dim
+        size = plan.branches * t.heads * (plan.seen + 1) * plan.tokens * t.head_dim
         self._old = [self._memory.zeros((size,), dtype) for _ in self._past]
         self._new = [self._memory.zeros((size,), dtype) for _ in self._past]
         self._finished = 0
@@ -41,7 +41,8 @@ class GrowingCache:
         return self._memory.view(flat, (branches, heads, length, dim))
 
     def _bind(self) -> None:
-        past, total = self._finished * self._plan.tokens, (self._finished + 1) * self._plan.tokens
+        past = min(self._finished, self._plan.seen) * self._plan.tokens
+        total = past + self._plan.tokens
         if self._in_place:
             self._memory.put(self._binding, "start", self._start, np.int64(past))
         for i, (name, result) in enumerate(zip(self._past, self._present, strict=True)):
@@ -56,7 +57,12 @@ class GrowingCache:
     def keep(self) -> None:
         """The frame just computed is finished."""
         self._finished += 1
-        self._old, self._new = self._new, self._old
+        if self._plan.drops(self._finished):  # the oldest frame but the first goes, and the others move together
+            tokens, seen = self._plan.tokens, self._plan.seen
+            for old, new in zip(self._old, self._new, strict=True):
+                self._memory.drop(self._view(new, (seen + 1) * tokens), self._view(old, seen * tokens), tokens)
+        else:
+            self._old, self._new = self._new, self._old
         if self._finished < self._plan.frames:
             self._bind()
 
@@ -66,14 +72,18 @@ class GrowingCache:
 
 
 class FixedCache:
-    """One buffer a tensor for the longest clip, written in place; `reach` says how many tokens count. No copies."""
+    """One buffer a tensor for the longest clip, written in place; `reach` says how many tokens count. No copies.
+
+    A frame that is no longer seen is written over by a new one: attention does not ask for an order.
+    """
 
     def __init__(self, backend: OrtBackend, binding: ort.IOBinding, plan: ClipPlan, dtype: np.dtype) -> None:
         t, length = backend.config.transformer, backend.cache_tokens or 0
-        if plan.frames * plan.tokens > length:
+        need = (plan.seen + 1) * plan.tokens
+        if need > length:
             raise InputError(
-                f"the clip needs K/V of {plan.frames * plan.tokens} tokens, these artifacts hold {length}; "
-                f"ask for fewer frames or export with --cache-tokens {plan.frames * plan.tokens}"
+                f"the clip needs K/V of {need} tokens, these artifacts hold {length}; ask for fewer frames or a "
+                f"shorter --kv-window, or export with --cache-tokens {need}"
             )
         memory = self._memory = backend.memory
         self._binding, self._plan, self._finished = binding, plan, 0
@@ -86,8 +96,9 @@ class FixedCache:
 
     def _bind(self) -> None:
         memory, binding = self._memory, self._binding
-        memory.put(binding, "start", self._start, np.int64(self._finished * self._plan.tokens))
-        memory.bind_input(binding, "reach", memory.view(self._reach, ((self._finished + 1) * self._plan.tokens,)))
+        memory.put(binding, "start", self._start, np.int64(self._plan.slot(self._finished) * self._plan.tokens))
+        reach = (min(self._finished, self._plan.seen) + 1) * self._plan.tokens
+        memory.bind_input(binding, "reach", memory.view(self._reach, (reach,)))
         # Again for every frame: should a device have no kernel for the write, ONNX Runtime copied the cache elsewhere
         # when it was bound, and the frames finished since then would be missing there.
         for past, present, cache in self._caches:

@@ -2,13 +2,13 @@
 
 Knows how memory is taken, filled, bound and read. Knows nothing of graphs, K/V or clips.
 
-A view is always the first elements of a buffer in another shape, so it has the buffer's address. ONNX Runtime cannot
-slice a device's OrtValue; binding the address with the shape does the same.
+A view is a run of a buffer's elements in another shape. ONNX Runtime cannot slice a device's OrtValue; binding the
+address with the shape does the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ class Buffer:
     dtype: np.dtype[Any]
     value: ort.OrtValue  # on the host over `array`; on a device the whole allocation, which a view keeps alive
     array: np.ndarray | None = None  # on the host only
+    offset: int = 0  # bytes from the start of `value`; on a device only
 
 
 class Memory(Protocol):
@@ -34,8 +35,8 @@ class Memory(Protocol):
     def zeros(self, shape: Sequence[int], dtype: Any) -> Buffer:
         """Take memory for a tensor, all zero."""
 
-    def view(self, buffer: Buffer, shape: Sequence[int]) -> Buffer:
-        """The buffer's first elements in another shape."""
+    def view(self, buffer: Buffer, shape: Sequence[int], skip: int = 0) -> Buffer:
+        """The buffer's elements from number `skip` on in another shape."""
 
     def bind_input(self, binding: ort.IOBinding, name: str, buffer: Buffer) -> None: ...
 
@@ -54,6 +55,9 @@ class Memory(Protocol):
     def widen(self, source: Buffer, target: Buffer) -> None:
         """Copy [b, h, past, d] to the first `past` of the target's [b, h, total, d]."""
 
+    def drop(self, source: Buffer, target: Buffer, start: int) -> None:
+        """Copy [b, h, n, d] to [b, h, n - gone, d] without the tokens from `start` on that there is no room for."""
+
     def run(self, session: ort.InferenceSession, binding: ort.IOBinding, what: str) -> None:
         """Run `what`, a graph's name, and wait for it."""
 
@@ -67,8 +71,8 @@ class HostMemory:
     def _wrap(self, array: np.ndarray) -> Buffer:
         return Buffer(array.shape, array.dtype, ort.OrtValue.ortvalue_from_numpy(array), array)
 
-    def view(self, buffer: Buffer, shape: Sequence[int]) -> Buffer:
-        return self._wrap(_array(buffer).reshape(-1)[: int(np.prod(shape))].reshape(shape))
+    def view(self, buffer: Buffer, shape: Sequence[int], skip: int = 0) -> Buffer:
+        return self._wrap(_array(buffer).reshape(-1)[skip : skip + int(np.prod(shape))].reshape(shape))
 
     def bind_input(self, binding: ort.IOBinding, name: str, buffer: Buffer) -> None:
         binding.bind_ortvalue_input(name, buffer.value)
@@ -86,6 +90,11 @@ class HostMemory:
     def widen(self, source: Buffer, target: Buffer) -> None:
         _array(target)[:, :, : source.shape[2]] = _array(source)
 
+    def drop(self, source: Buffer, target: Buffer, start: int) -> None:
+        gone = source.shape[2] - target.shape[2]
+        _array(target)[:, :, :start] = _array(source)[:, :, :start]
+        _array(target)[:, :, start:] = _array(source)[:, :, start + gone :]
+
     def run(self, session: ort.InferenceSession, binding: ort.IOBinding, what: str) -> None:
         session.run_with_iobinding(binding)
 
@@ -100,7 +109,7 @@ class DeviceMemory:
         """providers: for the one small graph of our own that copies between strides on the device."""
         self._device, self._index = device, index
         self._providers = list(providers) or ["CPUExecutionProvider"]
-        self._copiers: dict[np.dtype[Any], ort.InferenceSession] = {}
+        self._copiers: dict[Any, ort.InferenceSession] = {}
         self._rest: Buffer | None = None
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Buffer:
@@ -109,10 +118,10 @@ class DeviceMemory:
             value.update_inplace(np.zeros(shape, dtype))
         return Buffer(tuple(shape), np.dtype(dtype), value)
 
-    def view(self, buffer: Buffer, shape: Sequence[int]) -> Buffer:
-        if np.prod(shape) > np.prod(buffer.shape):
-            raise ValueError(f"a view of {list(shape)} does not fit into {list(buffer.shape)}")
-        return Buffer(tuple(shape), buffer.dtype, buffer.value)
+    def view(self, buffer: Buffer, shape: Sequence[int], skip: int = 0) -> Buffer:
+        if skip + np.prod(shape) > np.prod(buffer.shape):
+            raise ValueError(f"a view of {list(shape)} from {skip} on does not fit into {list(buffer.shape)}")
+        return Buffer(tuple(shape), buffer.dtype, buffer.value, offset=buffer.offset + skip * buffer.dtype.itemsize)
 
     def bind_input(self, binding: ort.IOBinding, name: str, buffer: Buffer) -> None:
         binding.bind_input(name, *self._described(buffer))
@@ -121,7 +130,7 @@ class DeviceMemory:
         binding.bind_output(name, *self._described(buffer))
 
     def _described(self, buffer: Buffer) -> tuple[str, int, Any, list[int], int]:
-        return self._device, self._index, buffer.dtype.type, list(buffer.shape), buffer.value.data_ptr()
+        return self._device, self._index, buffer.dtype.type, list(buffer.shape), buffer.value.data_ptr() + buffer.offset
 
     def put(self, binding: ort.IOBinding, name: str, buffer: Buffer, array: np.ndarray) -> None:
         buffer.value.update_inplace(np.ascontiguousarray(np.broadcast_to(array, buffer.shape), buffer.dtype))
@@ -135,20 +144,29 @@ class DeviceMemory:
         b, h, past, d = source.shape
         if not past:
             return
-        if source.dtype not in self._copiers:
-            options = ort.SessionOptions()
-            options.log_severity_level = 3
-            self._copiers[source.dtype] = ort.InferenceSession(
-                concat_graph(source.dtype), options, providers=self._providers
-            )
         rest = (b, h, target.shape[2] - past, d)
         if self._rest is None or (self._rest.shape, self._rest.dtype) != (rest, source.dtype):
             self._rest = self.zeros(rest, source.dtype)
-        copier = self._copiers[source.dtype]
+        self._copy(concat_graph, {"head": source, "tail": self._rest}, target)
+
+    def drop(self, source: Buffer, target: Buffer, start: int) -> None:
+        gone = source.shape[2] - target.shape[2]
+        bounds = self.zeros((2, 2), np.int64)  # of the two pieces that stay: where each begins, where each ends
+        bounds.value.update_inplace(np.array([[0, start], [start + gone, source.shape[2]]], np.int64))
+        pieces = {name: self.view(bounds, (1,), at) for at, name in enumerate(("from_0", "to_0", "from_1", "to_1"))}
+        self._copy(drop_graph, {"whole": source, **pieces}, target)
+
+    def _copy(self, graph: Callable[[np.dtype[Any]], bytes], given: Mapping[str, Buffer], target: Buffer) -> None:
+        key = (graph, target.dtype)
+        if key not in self._copiers:
+            options = ort.SessionOptions()
+            options.log_severity_level = 3
+            self._copiers[key] = ort.InferenceSession(graph(target.dtype), options, providers=self._providers)
+        copier = self._copiers[key]
         binding = copier.io_binding()
-        self.bind_input(binding, "head", source)
-        self.bind_input(binding, "tail", self._rest)
-        self.bind_output(binding, "whole", target)
+        for name, buffer in given.items():
+            self.bind_input(binding, name, buffer)
+        self.bind_output(binding, "copied", target)
         self.run(copier, binding, "the K/V copy")
 
     def run(self, session: ort.InferenceSession, binding: ort.IOBinding, what: str) -> None:
@@ -172,20 +190,44 @@ def device_failed(device: str, what: str, error: Exception) -> DeviceError:
 
 
 def concat_graph(dtype: np.dtype[Any]) -> bytes:
-    """An ONNX model, opset 13: head [b, h, past, d] + tail [b, h, new, d] -> whole [b, h, past + new, d].
+    """An ONNX model, opset 13: head [b, h, past, d] + tail [b, h, new, d] -> copied [b, h, past + new, d]."""
+    return _model(_node("Concat", ("head", "tail"), "copied", axis=2), {"head": dtype, "tail": dtype}, dtype)
 
-    Encoded by hand, since the runtime has no onnx package: protobuf is fields of (number, bytes or number).
-    """
-    element = {"float32": 1, "float16": 10}[dtype.name]
 
-    def tensor(name: str) -> bytes:
-        dimensions = b"".join(_field(1, _field(2, f"{name}_{axis}".encode())) for axis in range(4))
-        return _field(1, name.encode()) + _field(2, _field(1, _field(1, element) + _field(2, dimensions)))
+def drop_graph(dtype: np.dtype[Any]) -> bytes:
+    """An ONNX model, opset 13: whole [b, h, n, d] -> copied, its tokens from_0..to_0 and from_1..to_1 (each [1])."""
+    inputs = {"whole": dtype} | dict.fromkeys(("from_0", "to_0", "from_1", "to_1"), np.dtype(np.int64))
+    # An axis is an input of Slice; the constant two comes from a node.
+    nodes = _node("Constant", (), "axes", value_ints=(2,))
+    for piece in "01":
+        nodes += _node("Slice", ("whole", f"from_{piece}", f"to_{piece}", "axes"), f"piece_{piece}")
+    return _model(nodes + _node("Concat", ("piece_0", "piece_1"), "copied", axis=2), inputs, dtype)
 
-    axis = _field(1, b"axis") + _field(3, 2) + _field(20, 2)  # an integer
-    node = _field(1, b"head") + _field(1, b"tail") + _field(2, b"whole") + _field(4, b"Concat") + _field(5, axis)
-    graph = _field(1, node) + _field(2, b"copy") + _field(11, tensor("head")) + _field(11, tensor("tail"))
-    graph += _field(12, tensor("whole"))
+
+# ONNX files encoded by hand, since the runtime has no onnx package: protobuf is fields of (number, bytes or number).
+_ELEMENTS = {"float32": 1, "int64": 7, "float16": 10}
+
+
+def _node(kind: str, inputs: Sequence[str], output: str, **attributes: int | tuple[int, ...]) -> bytes:
+    """A node as a field of its graph; attributes are whole numbers, one or several."""
+    node = b"".join(_field(1, name.encode()) for name in inputs) + _field(2, output.encode()) + _field(4, kind.encode())
+    for name, value in attributes.items():
+        one, several = (_field(3, value), 2) if isinstance(value, int) else (b"".join(_field(8, v) for v in value), 7)
+        node += _field(5, _field(1, name.encode()) + one + _field(20, several))
+    return _field(1, node)
+
+
+def _model(nodes: bytes, inputs: Mapping[str, np.dtype[Any]], output: np.dtype[Any]) -> bytes:
+    """A model whose tensors have free axes: four, or one for whole numbers; its output is called `copied`."""
+
+    def tensor(name: str, dtype: np.dtype[Any]) -> bytes:
+        axes = range(1 if dtype == np.int64 else 4)
+        dimensions = b"".join(_field(1, _field(2, f"{name}_{axis}".encode())) for axis in axes)
+        kind = _field(1, _ELEMENTS[dtype.name]) + _field(2, dimensions)
+        return _field(1, name.encode()) + _field(2, _field(1, kind))
+
+    graph = nodes + _field(2, b"copy") + b"".join(_field(11, tensor(n, d)) for n, d in inputs.items())
+    graph += _field(12, tensor("copied", output))
     return _field(1, 8) + _field(7, graph) + _field(8, _field(1, b"") + _field(2, 13))
 
 

@@ -63,6 +63,7 @@ class Case:
     guidance: float = 3.0
     temperature: float | None = None
     clip: float | None = 2.0
+    window: int | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -144,6 +145,13 @@ CASES = {
     "no randomness in the diffusion, other time features": Case(
         temperature=0.0, time_features=64, grid=(2, 2), frames=4, mask_steps=3, prefix=2, clip=None
     ),
+    "a window of one frame besides the first": Case(
+        window=1, frames=5, mask_steps=2, head_steps=4, grid=(1, 3), clip=None
+    ),
+    "a window of two frames, three given": Case(
+        window=2, given=3, frames=6, mask_steps=2, head_steps=4, grid=(2, 1), guidance=1.0, clip=None
+    ),
+    "a window longer than the clip": Case(window=9, frames=3, mask_steps=2, grid=(1, 3)),
     "a thousand trained steps, two hundred kept": Case(
         depth=1, train_steps=1000, head_steps=200, grid=(1, 2), frames=3, mask_steps=2
     ),
@@ -222,13 +230,14 @@ def test_generation_with_and_without_a_cache_equals_the_naive_one(case: Case) ->
     model, weights = build(case, seed=len(repr(case)))
     pixels, ids = inputs(case, seed=1)
     noise = SeededNoise(5)
-    cached, shown = generate(model, pixels, ids, case.prefix, case.sampling, noise)
-    recomputed, _ = generate(model, pixels, ids, case.prefix, case.sampling, noise, cache=False)
+    cached, shown = generate(model, pixels, ids, case.prefix, case.sampling, noise, kv_window=case.window)
+    recomputed, _ = generate(model, pixels, ids, case.prefix, case.sampling, noise, cache=False, kv_window=case.window)
     with torch.no_grad():
         latents, states = model.video_tokenizer.encode(pixels)[0], model.text_encoder(ids)[0, case.prefix :]
     expected = naive.generate(
         weights, latents.double().numpy(), states.double().numpy(), noise, case.split, case.frames, case.mask_steps,
         case.head_steps, case.guidance, case.temperature, case.clip, case.train_steps,
+        10**9 if case.window is None else case.window,
     )  # fmt: skip
     assert cached.shape == (1, case.channels, case.frames, *case.grid) and cached.dtype == torch.float32
     assert shown.shape == (1, 3, case.sampling.frames, case.sampling.height, case.sampling.width)

@@ -24,7 +24,7 @@ from videomar.graphs import TRANSFORMER_STEP, contract
 from videomar.runtime.backends import ort_providers
 from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.ort import OrtBackend
-from videomar.runtime.backends.ort_memory import Buffer, DeviceMemory, HostMemory, Memory, concat_graph
+from videomar.runtime.backends.ort_memory import Buffer, DeviceMemory, HostMemory, Memory, concat_graph, drop_graph
 from videomar.runtime.backends.ort_providers import CPU_PROVIDER, Providers, cache_directory, ranges, tensorrt_options
 from videomar.schedule import DiffusionSchedule, half_tables
 
@@ -160,8 +160,33 @@ def test_a_view_has_the_memory_of_its_buffer_and_never_more() -> None:
         whole = memory.zeros((2, 3), np.float32)
         part = memory.view(whole, (1, 2, 2))
         assert part.shape == (1, 2, 2) and part.value.data_ptr() == whole.value.data_ptr()
+        later = memory.view(whole, (2,), 4)
+        memory.put(identity().io_binding(), "given", whole, np.arange(6, dtype=np.float32).reshape(2, 3))
+        assert contents(memory, later).tolist() == [4, 5]
         with pytest.raises(ValueError):
             memory.view(whole, (7,))
+        with pytest.raises(ValueError):
+            memory.view(whole, (3,), 4)
+
+
+def identity() -> ort.InferenceSession:
+    """given -> given, any length."""
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Identity", ["given"], ["same"])
+    kind = onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph([node], "g", [value("given", kind, None)], [value("same", kind, None)])
+    opset = [onnx.helper.make_opsetid("", 13)]
+    return ort.InferenceSession(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
+
+
+def contents(memory: Memory, buffer: Buffer) -> np.ndarray:
+    """What a session reads there."""
+    session = identity()
+    binding = session.io_binding()
+    memory.bind_input(binding, "given", buffer)
+    binding.bind_output("same", "cpu")
+    memory.run(session, binding, "a look")
+    return binding.copy_outputs_to_cpu()[0]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -180,6 +205,19 @@ def test_the_copying_graph_is_valid_onnx_and_widens(dtype: Any) -> None:
     assert np.array_equal(memory.read(target)[:, :, :200], values) and not memory.read(target)[:, :, 200:].any()
     memory.widen(filled(values[:, :, :0]), target)  # nothing finished yet: nothing to do
     assert np.array_equal(memory.read(target)[:, :, :200], values)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("start", [0, 2, 5])
+def test_tokens_are_dropped_in_every_memory(dtype: Any, start: int) -> None:
+    onnx.checker.check_model(onnx.load_from_string(drop_graph(np.dtype(dtype))), full_check=True)
+    values = np.random.default_rng(0).standard_normal((2, 3, 8, 4)).astype(dtype)
+    for memory in (HostMemory(), DeviceMemory("cpu")):
+        source, target = memory.zeros(values.shape, dtype), memory.zeros((2, 3, 5, 4), dtype)
+        source.value.update_inplace(values)
+        memory.drop(source, target, start)
+        kept = [token for token in range(8) if not start <= token < start + 3]
+        assert np.array_equal(memory.read(target), values[:, :, kept])
 
 
 # ---- failures

@@ -35,12 +35,14 @@ def generate(
     sampling: SamplingConfig,
     noise: Noise,
     cache: bool = True,
+    kv_window: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Continue a clip; model.md, "The sampling loop".
 
     pixels: [1, 3, 1 + 8k, height, width] float32 in [-1, 1], the conditioning frames.
     ids: [1, length] int64, system prompt (its first `prefix` positions) and prompt.
+    kv_window: finished frames that each frame sees besides the first; all if None.
     Returns (latents [1, channels, t, h, w] scaled, pixels [1, 3, frames, height, width] in [-1, 1]).
     """
     c, t = model.config, model.config.transformer
@@ -60,17 +62,25 @@ def generate(
         cos, sin = rope_tables(frame, h, w, t.rope_split, t.rope_theta)
         return torch.from_numpy(cos), torch.from_numpy(sin)
 
+    def seen(frame: int) -> list[int]:
+        """Finished frames that a frame sees."""
+        return [f for f in range(frame) if f == 0 or kv_window is None or f >= frame - kv_window]
+
     def run(frame: int, x: Tensor, masked: Tensor, past: list[KeyValue] | None) -> tuple[Tensor, list[KeyValue]]:
         """One pass over frame `frame`; without a cache, over all frames up to it."""
         if cache:
+            if past is not None and len(seen(frame)) < past[0][0].shape[2] // tokens:  # frame 1 of those kept falls out
+                past = [tuple(torch.cat([t[:, :, :tokens], t[:, :, 2 * tokens :]], dim=2) for t in kv) for kv in past]
             x, masked = x.expand(branches, -1, -1), masked.expand(branches, -1)
             return model.transformer(x, masked, *rope(frame), text, past=past)
         everything = torch.cat([*done[:frame], x])
         hidden = torch.cat([torch.zeros(frame * tokens, dtype=torch.bool), masked])
         tables = [torch.cat(parts) for parts in zip(*(rope(f) for f in range(frame + 1)), strict=True)]
-        of = torch.arange(frame + 1).repeat_interleave(tokens)
+        of = torch.arange(frame + 1)
+        may = torch.tensor([[k in (*seen(int(q)), q) for k in of] for q in of])
+        may = may.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
         z, _ = model.transformer(
-            everything.expand(branches, -1, -1), hidden.expand(branches, -1), *tables, text, mask=of[:, None] >= of
+            everything.expand(branches, -1, -1), hidden.expand(branches, -1), *tables, text, mask=may
         )
         return z[:, -tokens:], []
 
