@@ -16,8 +16,9 @@ from videomar.export.sources import BuildOptions, open_source, trtexec_commands
 def run(args: argparse.Namespace) -> int:
     """Build, verify and describe engines; print trtexec's commands; or try whether graphs build. The exit code."""
     names = ("frames", "height", "width", "mask_steps", "branches", "max_text", "static")
+    sizes = {name: getattr(args, name) for name in names}
     options = BuildOptions(
-        sizes={name: getattr(args, name) for name in names},
+        sizes=sizes | {"passes": args.guidance_passes, "window": args.kv_window},
         builder=args.builder,
         workspace=args.workspace,
         tactic_memory=args.tactic_memory,

@@ -17,7 +17,7 @@ from videomar.config import PRESETS, ModelConfig
 from videomar.errors import ArtifactError, InputError
 from videomar.export.engine import probe
 from videomar.export.linter import lint_file
-from videomar.export.profiles import ENGINES, Sizes, axis_ranges, profile
+from videomar.export.profiles import ENGINES, Sizes, axis_ranges, profiles
 from videomar.export.sources import BuildOptions, Source, jobs, open_source, weights_bytes
 from videomar.export.workers import failure, free_memory, run_job
 from videomar.graphs import TRANSFORMER_STEP, contract
@@ -104,9 +104,9 @@ def gate_preset(
                     continue
                 files = {f.name: FileEntry(f.stat().st_size, "") for f in folder.glob(f"{name}.onnx*")}
                 manifest = Manifest("onnx", "fp16", emitter, opset, config, files=files)
-                profiles = {n: profile(specs[n], ranges) for n in ENGINES}
+                made_for = profiles(specs, ranges, sizes.passes)
                 progress(f"building {emitter} fp16 {name}")
-                yield _row(Source(folder, manifest, specs, profiles, sizes), name, options, here, folder)
+                yield _row(Source(folder, manifest, specs, made_for, sizes), name, options, here, folder)
                 for file in files:
                     (folder / file).unlink()
 

@@ -46,8 +46,10 @@ class Sizes:
     width: int
     mask_steps: int  # the fewest; fewer steps predict more tokens in one
     branches: int = 2
+    passes: int = 1  # 2: the branches go through the transformer one after the other
     max_text: int = 0
     static: bool = False  # this picture size only; otherwise down to half of it both ways
+    window: int | None = None  # finished latent frames seen besides the first; all if None
 
     @staticmethod
     def of(
@@ -57,8 +59,10 @@ class Sizes:
         width: int | None = None,
         mask_steps: int | None = None,
         branches: int = 2,
+        passes: int = 1,
         max_text: int | None = None,
         static: bool = False,
+        window: int | None = None,
     ) -> Sizes:
         """The model's defaults where nothing is given; raises InputError naming the option that does not fit."""
         s = config.sampling
@@ -68,9 +72,15 @@ class Sizes:
             width or s.width,
             mask_steps or s.mask_steps,
             branches,
+            passes,
             max_text or config.text.max_tokens,
             static,
+            window,
         )
+        if passes > branches:
+            raise InputError(
+                f"guidance passes are {passes} of {branches} branch; --guidance-passes 2 needs --branches 2"
+            )
         time, space = config.tokenizer.temporal_stride, config.tokenizer.spatial_stride
         if sizes.frames <= 1 or (sizes.frames - 1) % time:
             raise InputError(f"frames is {sizes.frames}, expected 1 + {time}k, such as {1 + time}; change --frames")
@@ -95,15 +105,17 @@ def axis_ranges(config: ModelConfig, sizes: Sizes, prefix: int, cache_tokens: in
     h, w = sizes.height // space, sizes.width // space
     least_h, least_w = (h, w) if sizes.static else (-(-h // 2), -(-w // 2))
     tokens, least = h * w, least_h * least_w
-    if cache_tokens is not None and frames * tokens > cache_tokens:
+    seen = frames - 1 if sizes.window is None else min(frames - 1, 1 + sizes.window)  # of the finished frames
+    if cache_tokens is not None and (need := (seen + 1) * tokens) > cache_tokens:
         raise InputError(
-            f"the clip needs K/V of {frames * tokens} tokens, these artifacts hold {cache_tokens}; "
-            f"lower --frames, --height or --width, or export with --cache-tokens {frames * tokens}"
+            f"the clip needs K/V of {need} tokens, these artifacts hold {cache_tokens}; "
+            f"lower --frames, --height, --width or --kv-window, or export with --cache-tokens {need}"
         )
     left = masked_after_steps(tokens, sizes.mask_steps)
     most = max(a - b for a, b in zip([tokens, *left[:-1]], left, strict=True))
     usual_text = max(1, sizes.max_text // 2)
-    finished = frames // 2 * tokens  # half way through the clip
+    # Half way through the clip; with a window, most frames see as many as they may.
+    finished = (frames // 2 if sizes.window is None else min(frames // 2, seen)) * tokens
     return {
         "branches": (sizes.branches,) * 3,
         "prompt": (prefix + 1, prefix + usual_text, prefix + sizes.max_text),
@@ -115,14 +127,20 @@ def axis_ranges(config: ModelConfig, sizes: Sizes, prefix: int, cache_tokens: in
         "h": (least_h, h, h),
         "w": (least_w, w, w),
         "tokens": (least, tokens, tokens),
-        "past": (0, finished, (frames - 1) * tokens),
-        "total": (least, min(finished + tokens, frames * tokens), frames * tokens),
+        "past": (0, finished, seen * tokens),
+        "total": (least, min(finished, seen * tokens) + tokens, (seen + 1) * tokens),
         "predicted": (1, most, most),
         "steps": (1, config.sampling.head_steps, config.head.train_steps),
     }
 
 
-def profile(spec: GraphSpec, ranges: dict[str, Range]) -> Profile:
+def profiles(specs: dict[str, GraphSpec], ranges: dict[str, Range], passes: int) -> dict[str, Profile]:
+    """The profile of every engine; in two passes the transformer gets one branch at a time, the head both."""
+    step = ranges | {"branches": (ranges["branches"][2] // passes,) * 3}
+    return {name: _profile(specs[name], step if name == TRANSFORMER_STEP else ranges) for name in ENGINES}
+
+
+def _profile(spec: GraphSpec, ranges: dict[str, Range]) -> Profile:
     """Least, tuned and largest shape of every input that has a dynamic axis."""
     return {
         tensor.name: [[ranges[a][i] if isinstance(a, str) else a for a in tensor.axes] for i in range(3)]

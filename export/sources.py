@@ -14,7 +14,7 @@ from typing import Any
 
 from videomar.artifacts import Manifest, read_manifest, verify
 from videomar.errors import ArtifactError
-from videomar.export.profiles import ENGINES, Profile, Sizes, axis_ranges, profile
+from videomar.export.profiles import ENGINES, Profile, Sizes, axis_ranges, profiles
 from videomar.export.workers import MIB, free_memory
 from videomar.fingerprint import Machine
 from videomar.graphs import GraphSpec, contract
@@ -67,7 +67,7 @@ def open_source(directory: Path, options: BuildOptions) -> Source:
     sizes = Sizes.of(manifest.config, **options.sizes)
     prefix = PromptTokenizer(directory / "tokenizer.json", manifest.config.text).prefix
     ranges = axis_ranges(manifest.config, sizes, prefix, cache)
-    return Source(directory, manifest, specs, {name: profile(specs[name], ranges) for name in ENGINES}, sizes)
+    return Source(directory, manifest, specs, profiles(specs, ranges, sizes.passes), sizes)
 
 
 def jobs(source: Source, target: Path, options: BuildOptions, here: Machine) -> dict[str, dict[str, Any]]:
@@ -105,6 +105,8 @@ def rebuild_command(source: Source, out: Path, options: BuildOptions) -> str:
     words = ["videomar", "build", str(source.directory), "-o", str(out)]
     words += ["--frames", str(s.frames), "--height", str(s.height), "--width", str(s.width)]
     words += ["--mask-steps", str(s.mask_steps), "--branches", str(s.branches), "--max-text", str(s.max_text)]
+    words += ["--guidance-passes", str(s.passes)] if s.passes != 1 else []
+    words += ["--kv-window", str(s.window)] if s.window is not None else []
     words += ["--static"] * s.static
     words += [w for sm in options.compute_capabilities for w in ("--compute-capability", str(sm))]
     return shlex.join(words)

@@ -126,6 +126,10 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument(
         "--temperature", type=_number(0, 1000), help="factor on the diffusion noise (default: the paper's progressive)"
     )
+    p.add_argument("--kv-window", type=_COUNT, help="latent frames seen besides the first (default: all)")
+    p.add_argument(
+        "--guidance-passes", type=int, choices=(1, 2), default=1, help="2: one branch at a time, with half the K/V"
+    )
     p.add_argument("--seed", type=_SEED, default=0)
     p.add_argument("--fps", type=_number(0.1, 1000), default=24)
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
@@ -174,6 +178,10 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     )
     p.add_argument("--mask-steps", type=_COUNT, help="the fewest transformer passes a latent frame")
     p.add_argument("--branches", type=int, choices=(1, 2), default=2, help="2 with guidance (default), 1 without")
+    p.add_argument(
+        "--guidance-passes", type=int, choices=(1, 2), default=1, help="2: one branch at a time, with half the K/V"
+    )
+    p.add_argument("--kv-window", type=_COUNT, help="latent frames seen besides the first (default: all)")
     p.add_argument("--max-text", type=_COUNT, help="tokens of the longest prompt")
     p.add_argument("--builder", choices=("auto", "tensorrt", "tensorrt-rtx"), default="auto")
     p.add_argument("--workspace", type=_COUNT, default=2048, help="MiB a kernel may use as scratch (default 2048)")

@@ -33,7 +33,7 @@ class ClipPlan:
 
     def drops(self, finished: int) -> bool:
         """Whether the oldest frame after the first is no longer seen once this many are finished."""
-        return finished > self.seen
+        return self.seen < finished < self.frames
 
 
 class Clip(Protocol):

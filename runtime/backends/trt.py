@@ -8,6 +8,7 @@ Needs `tensorrt` or `tensorrt_rtx`, cuda-python and numpy, and imports the first
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -168,13 +169,16 @@ class TrtBackend:
         return made
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> TrtClip:
-        t, cache = self.config.transformer, self._cache_tokens
-        kept: Cache = (
-            GrowingCache(t, plan, self._dtype)
-            if cache is None
-            else FixedCache(t, plan, self._dtype, cache, self._rebuild)
-        )
-        clip = TrtClip(self._device, self.config, self._dtype, kept, states, plan, self._capture)
+        t, length = self.config.transformer, self._cache_tokens
+        if plan.branches == 2 and self._device.engines[TRANSFORMER_STEP].most("branches") == 1:
+            plan = dataclasses.replace(plan, passes=2)  # built for guidance in two passes
+        one, caches = dataclasses.replace(plan, branches=plan.branches // plan.passes), list[Cache]()
+        for group in range(plan.passes):
+            if length is None:
+                caches.append(GrowingCache(t, one, self._dtype, group))
+            else:
+                caches.append(FixedCache(t, one, self._dtype, length, self._rebuild, group))
+        clip = TrtClip(self._device, self.config, self._dtype, caches, states, plan, self._capture)
         self._clips.add(clip)
         self.execution = clip.execution
         return clip

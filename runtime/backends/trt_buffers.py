@@ -5,6 +5,7 @@ Knows the contract's shapes. Knows nothing of engines, contexts or graphs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,14 @@ class Buffers:
     """at: tensor (or buffer) -> address. Rows beyond those asked for repeat the first, so that shapes never change."""
 
     def __init__(
-        self, cuda: Cuda, stream: Any, config: ModelConfig, dtype: np.dtype, cache: Cache, plan: ClipPlan, text: int
+        self,
+        cuda: Cuda,
+        stream: Any,
+        config: ModelConfig,
+        dtype: np.dtype,
+        caches: Sequence[Cache],
+        plan: ClipPlan,
+        text: int,
     ) -> None:
         """text: tokens of the prompt. Raises DeviceError when there is too little memory, before asking for any."""
         self._cuda, self._stream, self._plan = cuda, stream, plan
@@ -32,7 +40,7 @@ class Buffers:
         self.draw_pitch = aligned(size_of((self.rows, config.transformer.token_channels), np.float32))
         self.coefficient_pitch = aligned(size_of((6,), np.float32))
         self.time_pitch = aligned(size_of((config.head.width,), dtype))
-        sizes = self._sizes(cache, text)
+        sizes = self._sizes(caches, text)
         uploads = self._uploads()
         need = sum(sizes.values()) + sum(Upload.size(fields) for fields in uploads)
         cuda.require_memory(need, f"a clip of {plan.frames} latent frames of {plan.tokens} tokens", SMALLER)
@@ -49,18 +57,22 @@ class Buffers:
             self.close()
             raise
 
-    def _sizes(self, cache: Cache, text: int) -> dict[str, int]:
+    def _sizes(self, caches: Sequence[Cache], text: int) -> dict[str, int]:
         plan, t, width = self._plan, self._config.transformer, self._config.head.width
         state = size_of((self.rows, t.token_channels), np.float32)
         per_text = size_of((2, t.heads, text, t.head_dim), self._dtype)
+        halves = dict.fromkeys(layer_names("text", t.depth), per_text // 2)
+        halves["z"] = size_of((self.rows, t.width), self._dtype)
+        self._second = halves if plan.passes == 2 else {}  # bytes of what the second branch's own pass has
         return {
             "states": size_of((text, self._config.text.width), self._dtype),
             **dict.fromkeys(layer_names("text", t.depth), per_text),
-            **cache.buffers,
+            **{name: size for cache in caches for name, size in cache.buffers.items()},
             "z": size_of((plan.branches, self.rows, t.width), self._dtype),
             "condition": size_of((plan.branches, self.rows, width), self._dtype),
             "time": size_of((self.steps, width), self._dtype),
             "times": self.steps * self.time_pitch,
+            **{f"second {name}": size for name, size in self._second.items()},
             "x 0": state,
             "x 1": state,
         }
@@ -88,6 +100,25 @@ class Buffers:
                 "coefficients": ((self.steps, self.coefficient_pitch // 4), np.float32),
             },
         )
+
+    def of_pass(self, group: int) -> dict[str, int]:
+        """Where a pass finds and leaves what is its own: the second, in copies, since TensorRT wants aligned starts."""
+        return {name: self.at[f"second {name}"] for name in self._second} if group else {}
+
+    def send_second(self) -> None:
+        """Text K/V of the second branch to where its own pass finds them."""
+        for name, size in self._second.items():
+            if name != "z":
+                self._copy(self.at[f"second {name}"], self.at[name] + size, size)
+
+    def gather(self) -> None:
+        """The second pass's outputs beside the first's, as the head reads both."""
+        if self._second:
+            size = self._second["z"]
+            self._copy(self.at["z"] + size, self.at["second z"], size)
+
+    def _copy(self, to: int, source: int, size: int) -> None:
+        self._cuda.copy_rows(to, size, source, size, size, 1, self._stream)
 
     def at_step(self, step: int) -> dict[str, int]:
         """Addresses of one diffusion step: row `step` of each table, and x from one buffer to the other."""

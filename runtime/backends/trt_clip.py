@@ -7,9 +7,10 @@ Shapes never change inside a clip. Knows nothing of masks or schedules.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -47,12 +48,13 @@ class TrtClip:
         device: Device,
         config: ModelConfig,
         dtype: np.dtype,
-        cache: Cache,
+        caches: Sequence[Cache],
         states: np.ndarray,
         plan: ClipPlan,
         capture: bool = True,
     ) -> None:
-        self._device, self._tokens, self._cache, self._finished = device, plan.tokens, cache, 0
+        """caches: of each pass that a step takes through the transformer; two share the branches of guidance."""
+        self._device, self._plan, self._caches, self._finished = device, plan, caches, 0
         text, self._steps = states.shape[1], len(plan.timesteps)
         sizes = {
             "branches": plan.branches,
@@ -61,13 +63,14 @@ class TrtClip:
             "predicted": max(plan.counts),
             "steps": self._steps,
         }
-        by_frame = [sizes | cache.sizes(finished) for finished in range(plan.frames)]
+        one = sizes | {"branches": plan.branches // plan.passes}
+        by_frame = [one | caches[0].sizes(finished) for finished in range(plan.seen + 1)]
         self.execution, self._open = ENQUEUE, True
-        self._passes: list[Replay] = []
+        self._passes: list[list[Replay]] = []  # by the number of frames that are seen
         self._stack = ExitStack()
         try:
             self._check_profiles(sizes, by_frame)
-            self._buffers = self._owned(Buffers(device.cuda, device.stream, config, dtype, cache, plan, text))
+            self._buffers = self._owned(Buffers(device.cuda, device.stream, config, dtype, caches, plan, text))
             self._run_text(sizes, states)
             self._make_passes(by_frame)
             self._make_loop(sizes)
@@ -99,19 +102,22 @@ class TrtClip:
         context.bind_named(self._buffers.at)
         self._buffers.send_first(states)
         context.enqueue()
+        self._buffers.send_second()
 
-    def _context(self, name: str, sizes: Mapping[str, int]) -> Context:
+    def _context(self, name: str, sizes: Mapping[str, int], group: int = 0) -> Context:
         context: Context = self._owned(Context(self._device.engines[name], self._device.block, self._device.stream))
         context.resize(sizes)
-        context.bind_named(self._buffers.at)
+        context.bind_named(self._buffers.at | self._buffers.of_pass(group))
         return context
 
     def _make_passes(self, by_frame: list[dict[str, int]]) -> None:
         """A context of its own for every number of finished frames: capture freezes its shapes and addresses."""
         for finished, sizes in enumerate(by_frame):
-            context = self._context(TRANSFORMER_STEP, sizes)
-            context.bind(self._cache.bindings(finished, self._buffers.at))
-            self._passes.append(self._replay(context.enqueue, context))
+            self._passes.append([])
+            for group, cache in enumerate(self._caches):
+                context = self._context(TRANSFORMER_STEP, sizes, group)
+                context.bind(cache.bindings(finished, self._buffers.at))
+                self._passes[-1].append(self._replay(context.enqueue, context))
 
     def _make_loop(self, sizes: Mapping[str, int]) -> None:
         self._condition = self._context(HEAD_CONDITION, sizes)
@@ -130,15 +136,16 @@ class TrtClip:
 
     def _warm_up(self) -> None:
         """Run everything once, uncaptured, on inputs of zeros: TensorRT may allocate now, and not later."""
-        for each in self._passes:
+        for each in chain(*self._passes):
             each.run()
+        self._buffers.gather()
         self._condition.enqueue()  # the step numbers are the clip's, so their embeddings are too
         self._buffers.spread_times()
         self._loop.run()
         self._buffers.wait()
 
     def _capture(self) -> None:
-        every = [*self._passes, self._loop]
+        every = [*chain(*self._passes), self._loop]
         for each in every:
             self._stack.callback(each.close)
         try:
@@ -150,15 +157,18 @@ class TrtClip:
             log.warning("TensorRT runs by plain enqueue, which is slower: no CUDA graph could be captured (%s)", error)
             return
         self.execution = GRAPHS
-        log.info("TensorRT runs %d CUDA graphs for the transformer and 1 for the head", len(self._passes))
+        log.info("TensorRT runs %d CUDA graphs for the transformer and 1 for the head", len(every) - 1)
 
     # ---- frames
 
     def step(
         self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
     ) -> None:
-        self._buffers.send_pass(tokens, masked, predict, cos, sin, self._finished * self._tokens)
-        self._passes[self._finished].run()
+        plan = self._plan
+        self._buffers.send_pass(tokens, masked, predict, cos, sin, plan.slot(self._finished) * plan.tokens)
+        for each in self._passes[min(self._finished, plan.seen)]:
+            each.run()
+        self._buffers.gather()
         self._asked = len(predict)
 
     def z(self) -> np.ndarray:
@@ -174,7 +184,10 @@ class TrtClip:
         return self._buffers.read_sampled(len(initial))
 
     def keep(self) -> None:
-        self._finished += 1  # the next pass has other addresses or lengths; nothing is moved
+        self._finished += 1  # the next pass has other addresses or lengths; a frame is moved only onto one unseen
+        for cache in self._caches:
+            for r in cache.keep(self._finished, self._buffers.at):
+                self._device.cuda.copy_rows(r.to, r.pitch, r.source, r.source_pitch, r.row, r.rows, self._device.stream)
 
     def close(self) -> None:
         """Graphs, then contexts, then memory; again is harmless."""

@@ -122,6 +122,17 @@ class Engine:
                 return index
         raise InputError(f"{self.spec.name}.engine: {refusals[-1]}: {self.rebuild}")
 
+    def most(self, axis: str) -> int:
+        """The largest size of one of the contract's axes that any profile takes."""
+        tensor, at = next((t, t.axes.index(axis)) for t in self.spec.inputs if axis in t.axes)
+        built = tuple(self.raw.get_tensor_shape(tensor.name))[at]
+        profiles = range(self.raw.num_optimization_profiles)
+        return (
+            built
+            if built != -1
+            else max(tuple(self.raw.get_tensor_profile_shape(tensor.name, index)[2])[at] for index in profiles)
+        )
+
     def _refusal(self, index: int, sizes: Mapping[str, int]) -> str:
         for tensor in self.spec.inputs:
             built = tuple(self.raw.get_tensor_shape(tensor.name))

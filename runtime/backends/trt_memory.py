@@ -5,7 +5,8 @@ Knows addresses and bytes. Knows nothing of engines, or of what the numbers mean
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,8 +94,20 @@ class Upload:
             self._cuda.destroy_event(self._events.pop())
 
 
+@dataclass(frozen=True)
+class Rows:
+    """A strided copy on the device: `rows` rows of `row` bytes."""
+
+    to: int
+    pitch: int
+    source: int
+    source_pitch: int
+    row: int
+    rows: int
+
+
 class Cache(Protocol):
-    """K/V of finished frames and the current one."""
+    """K/V of the frames that are seen and of the current one, of the branches of one pass."""
 
     buffers: dict[str, int]  # name -> bytes, to be allocated by the caller
 
@@ -104,52 +117,87 @@ class Cache(Protocol):
     def bindings(self, finished: int, addresses: Mapping[str, int]) -> dict[str, int]:
         """Tensor -> address for a pass over the frame that follows; `addresses` are those of `buffers`."""
 
+    def keep(self, finished: int, addresses: Mapping[str, int]) -> Iterator[Rows]:
+        """What to copy now that this many frames are finished."""
+
 
 class GrowingCache:
     """Exactly as many tokens as count, in two buffers a tensor: a pass reads one and writes the other.
 
-    The graph's own Concat moves finished K/V; keeping a frame only changes which buffer is read.
+    The graph's own Concat moves finished K/V; keeping a frame only changes which buffer is read. Once a frame falls
+    out of the window the buffers stay as they are, and the new frame is copied over it: attention asks for no order.
     """
 
-    def __init__(self, t: TransformerConfig, plan: ClipPlan, dtype: np.dtype) -> None:
-        self._plan, self._names = plan, (layer_names("past", t.depth), layer_names("present", t.depth))
-        frame = size_of((plan.branches, t.heads, plan.tokens, t.head_dim), dtype)
+    def __init__(self, t: TransformerConfig, plan: ClipPlan, dtype: np.dtype, group: int = 0) -> None:
+        """plan: of the branches of pass number `group` alone."""
+        self._plan, self._group = plan, group
+        self._names = layer_names("past", t.depth), layer_names("present", t.depth)
+        self._rows = plan.branches * t.heads
+        self._row = size_of((plan.tokens, t.head_dim), dtype)
         # After n frames a pass writes n + 1 into the buffer of that parity; the shorter one never holds the last.
-        longest = {plan.frames % 2: plan.frames, (plan.frames + 1) % 2: plan.frames - 1}
+        most = plan.seen + 1
+        longest = {most % 2: most, (most + 1) % 2: most - 1}
         self.buffers = {
-            f"{name} {parity}": frame * frames for name in self._names[0] for parity, frames in longest.items()
+            self._buffer(name, parity): self._rows * self._row * frames
+            for name in self._names[0]
+            for parity, frames in longest.items()
         }
 
+    def _buffer(self, name: str, frames: int) -> str:
+        return f"{name} {frames % 2} {self._group}"
+
     def sizes(self, finished: int) -> dict[str, int]:
-        return {"past": finished * self._plan.tokens, "total": (finished + 1) * self._plan.tokens}
+        past = min(finished, self._plan.seen) * self._plan.tokens
+        return {"past": past, "total": past + self._plan.tokens}
 
     def bindings(self, finished: int, addresses: Mapping[str, int]) -> dict[str, int]:
-        read, written = finished % 2, (finished + 1) % 2
-        bound = {}
-        for past, present in zip(*self._names, strict=True):
-            bound[past], bound[present] = addresses[f"{past} {read}"], addresses[f"{past} {written}"]
+        past, bound = min(finished, self._plan.seen), {}
+        for name, present in zip(*self._names, strict=True):
+            bound[name] = addresses[self._buffer(name, past)]
+            bound[present] = addresses[self._buffer(name, past + 1)]
         return bound
+
+    def keep(self, finished: int, addresses: Mapping[str, int]) -> Iterator[Rows]:
+        seen, row = self._plan.seen, self._row
+        if not self._plan.drops(finished):
+            return
+        slot = 1 + (finished - 2) % (seen - 1)  # of the frame that falls out; the one just finished is `finished` - 1
+        for name in self._names[0]:
+            read, written = addresses[self._buffer(name, seen)], addresses[self._buffer(name, seen + 1)]
+            yield Rows(read + slot * row, seen * row, written + seen * row, (seen + 1) * row, row, self._rows)
 
 
 class FixedCache:
     """One buffer a tensor, as long as the engine's, bound as input and output; the graph writes the frame in place."""
 
-    def __init__(self, t: TransformerConfig, plan: ClipPlan, dtype: np.dtype, length: int, rebuild: str) -> None:
-        need = plan.frames * plan.tokens
+    def __init__(
+        self, t: TransformerConfig, plan: ClipPlan, dtype: np.dtype, length: int, rebuild: str, group: int = 0
+    ) -> None:
+        """plan: of the branches of pass number `group` alone."""
+        need = (plan.seen + 1) * plan.tokens
         if need > length:
             raise InputError(
-                f"the clip needs K/V of {need} tokens, these engines hold {length}; ask for fewer frames, or export "
-                f"with --cache-tokens {need} and {rebuild}"
+                f"the clip needs K/V of {need} tokens, these engines hold {length}; ask for fewer frames or a shorter "
+                f"--kv-window, or export with --cache-tokens {need} and {rebuild}"
             )
-        self._plan, self._names = plan, (layer_names("past", t.depth), layer_names("present", t.depth))
+        self._plan, self._group = plan, group
+        self._names = layer_names("past", t.depth), layer_names("present", t.depth)
         size = size_of((plan.branches, t.heads, length, t.head_dim), dtype)
-        self.buffers = dict.fromkeys(self._names[0], size) | {"reach": size_of((need,), np.float32)}
+        self.buffers = {self._buffer(name): size for name in self._names[0]} | {"reach": size_of((need,), np.float32)}
+
+    def _buffer(self, name: str) -> str:
+        return f"{name} {self._group}"
 
     def sizes(self, finished: int) -> dict[str, int]:
-        return {"past": finished * self._plan.tokens, "total": (finished + 1) * self._plan.tokens}
+        past = min(finished, self._plan.seen) * self._plan.tokens
+        return {"past": past, "total": past + self._plan.tokens}
 
     def bindings(self, finished: int, addresses: Mapping[str, int]) -> dict[str, int]:
         bound = {"reach": addresses["reach"]}
         for past, present in zip(*self._names, strict=True):
-            bound[past] = bound[present] = addresses[past]
+            bound[past] = bound[present] = addresses[self._buffer(past)]
         return bound
+
+    def keep(self, finished: int, addresses: Mapping[str, int]) -> Iterator[Rows]:
+        """Nothing: a frame that is no longer seen is written over by the next."""
+        return iter(())

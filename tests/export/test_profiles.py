@@ -7,8 +7,8 @@ import pytest
 
 from videomar.config import DEMO as CONFIG
 from videomar.errors import InputError
-from videomar.export.profiles import ENGINES, Sizes, axis_ranges
-from videomar.graphs import contract
+from videomar.export.profiles import ENGINES, Sizes, axis_ranges, profiles
+from videomar.graphs import HEAD_STEP, TRANSFORMER_STEP, contract
 from videomar.schedule import masked_after_steps
 
 
@@ -42,6 +42,21 @@ def test_every_axis_of_the_contract_has_a_range() -> None:
         assert all(low <= tuned <= high for low, tuned, high in ranges.values())
 
 
+def test_two_passes_halve_the_transformers_branches_and_not_the_heads() -> None:
+    sizes = Sizes.of(CONFIG, passes=2)
+    made = profiles(contract(CONFIG, "fp16", False), axis_ranges(CONFIG, sizes, 0, None), sizes.passes)
+    assert [shape[0] for shape in made[TRANSFORMER_STEP]["past_key_0"]] == [1, 1, 1]
+    assert [shape[0] for shape in made[HEAD_STEP]["condition"]] == [2, 2, 2]
+
+
+def test_a_window_bounds_the_keys_and_values() -> None:
+    ranges = axis_ranges(CONFIG, Sizes.of(CONFIG, frames=81, window=2), 0, cache_tokens=4 * 64)
+    assert ranges["past"] == (0, 3 * 64, 3 * 64) and ranges["total"] == (16, 4 * 64, 4 * 64)
+    assert ranges["t"][2] == 11
+    with pytest.raises(InputError, match=r"needs K/V of 256 tokens, these artifacts hold 255; lower .*--kv-window"):
+        axis_ranges(CONFIG, Sizes.of(CONFIG, frames=81, window=2), 0, cache_tokens=255)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
@@ -49,6 +64,7 @@ def test_every_axis_of_the_contract_has_a_range() -> None:
         ({"frames": 1}, "frames is 1, expected"),
         ({"height": 60}, "height is 60, expected a multiple of 8, such as 64"),
         ({"max_text": 17}, "text tokens are 17, the model takes at most 16"),
+        ({"branches": 1, "passes": 2}, "guidance passes are 2 of 1 branch"),
         ({"mask_steps": 65}, "mask steps is 65, expected 1 to 64"),
     ],
 )
