@@ -60,6 +60,7 @@ class Finding:
     deviation: Deviation | None  # None: no call left its gate, and the layers of the last calls were looked at
     case: str
     gate: float  # of a layer
+    looked: int = 0  # layers that were walked
     place: Place | None = None
     walked: Walked | None = None
     module: str = ""
@@ -119,14 +120,19 @@ class Search:
 
     def run(self, deviation: Deviation | None, case: str) -> Finding:
         """Walk the suspects in turn; the first call with a guilty layer is the place."""
-        first: tuple[Place, Walked] | None = None
+        shown: tuple[Place, Walked] | None = None
+        looked = 0
         for place, walked in self._suspects(deviation):
+            looked += len(walked.layers)
             if walked.guilty is not None:
                 tensor = walked.guilty.tensor
-                module = self._b.graph(place.part).module(tensor)
-                return Finding(deviation, case, self._gate, place, walked, module, self._weights(place.part, tensor))
-            first = first or (place, walked)
-        return Finding(deviation, case, self._gate, *(first or ()))
+                weights = self._weights(place.part, tensor)
+                module = self._module(tensor, weights)
+                return Finding(deviation, case, self._gate, looked, place, walked, module, weights)
+            # The call that left its gate is the first; without one, the transformer has the most to show.
+            if shown is None or (deviation is None and place.part == TRANSFORMER_STEP):
+                shown = place, walked
+        return Finding(deviation, case, self._gate, looked, *(shown or ()))
 
     def _suspects(self, deviation: Deviation | None) -> Iterator[tuple[Place, Walked]]:
         notes, kind = self._notes, deviation.kind if deviation else None
@@ -277,6 +283,18 @@ class Search:
             if theirs is not None and theirs.dtype.kind == "f" and theirs.ndim:
                 found[name] = None if mine is None else relative(theirs, mine)
         return found
+
+    def _module(self, tensor: str, weights: Mapping[str, float | None]) -> str:
+        """Whose fault it is: a layer may run through several modules where the sides are not written alike.
+
+        The first whose stored tensors are not A's; else the only one of which nothing can be said; else the last.
+        """
+        steps = self._latest[1].modules(tensor)
+        for module, read in steps:
+            if any((weights.get(name) or 0) > self._gate / 5 for name in read):
+                return module
+        open_ones = {m for m, read in steps if not read or any(weights.get(name) is None for name in read)}
+        return open_ones.pop() if len(open_ones) == 1 else self._latest[1].graph.module(tensor)
 
 
 def _none_finished(text: Arrays, depth: int) -> dict[str, np.ndarray]:

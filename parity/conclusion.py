@@ -29,8 +29,7 @@ def conclude(finding: Finding, precision: str) -> Conclusion:
     """Judge a finding; precision: B's."""
     seen = f"{finding.deviation} ({finding.case}). " if finding.deviation else ""
     if not finding.found:
-        looked = "" if finding.visible else "; layers of engines cannot be seen"
-        return Conclusion("none", f"Nothing leaves its gate{looked}.", "")
+        return Conclusion("none", f"Nothing leaves its gate{_looked(finding)}.", "")
     if not finding.visible:
         return Conclusion(
             "engine",
@@ -44,9 +43,10 @@ def conclude(finding: Finding, precision: str) -> Conclusion:
     if guilty is None:
         return _without_a_layer(finding, seen)
     first = "" if finding.deviation else "No call leaves its gate on this backend, but a layer does. "
+    layer = guilty.tensor if finding.module == guilty.tensor else f"{guilty.tensor}, of module {finding.module}"
     verdict = (
-        f"{seen}{first}The first layer is {guilty.tensor} (module {finding.module}) of {_where(finding)}: it adds "
-        f"{_number(guilty.added)}, its gate is {_number(finding.gate)}."
+        f"{seen}{first}The first layer is {layer}, in {_where(finding)}: it adds {_number(guilty.added)} to what it is "
+        f"given, its gate is {_number(finding.gate)}."
     )
     return Conclusion(*_kind_and_mend(finding, guilty, precision, verdict))
 
@@ -108,6 +108,18 @@ def _without_a_layer(finding: Finding, seen: str) -> Conclusion:
     )
 
 
+def _looked(finding: Finding) -> str:
+    if not finding.visible:
+        return "; layers of engines cannot be seen"
+    if finding.walked is None:
+        return ""
+    most = max(finding.walked.layers, key=lambda layer: layer.added)
+    return (
+        f": no call of the loop, and none of {finding.looked} layers of its last calls. Of {finding.place}, "
+        f"{most.tensor} adds the most, {_number(most.added)}; a layer's gate is {_number(finding.gate)}"
+    )
+
+
 def _where(finding: Finding) -> str:
     place, deviation = finding.place, finding.deviation
     assert place is not None
@@ -126,7 +138,7 @@ def _remains(finding: Finding) -> str:
 
 def around(finding: Finding) -> list[Layer]:
     """The layers beside the place, in dataflow order."""
-    if finding.walked is None:
+    if finding.walked is None or not finding.found:
         return []
     layers = finding.walked.layers
     center = finding.walked.guilty or max(layers, key=lambda layer: layer.added)

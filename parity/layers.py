@@ -221,6 +221,15 @@ class Walk:
         )
 
 
+def walk(
+    flow: Flow, pieces: Pieces, reference: Arrays, own: Arrays, gate: float, outputs: Iterable[str] = ()
+) -> Walked:
+    """Compare B's layers with A's tensors as they come; see `Walk`."""
+    listener = Walk(pieces, reference, own, gate, outputs)
+    flow(listener)
+    return listener.finish()
+
+
 def _crop(value: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Without the part of a K/V cache that does not count yet."""
     if value.ndim == truth.ndim == 4 and value.shape[2] > truth.shape[2]:

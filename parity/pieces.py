@@ -27,6 +27,7 @@ DTYPES |= {np.dtype(np.int64): TensorProto.INT64, np.dtype(np.bool_): TensorProt
 # These only move numbers: what they make is no layer's result, unless a module or the graph ends there.
 LAYOUT = {"Cast", "Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze"}
 LAYOUT |= {"Tile", "Transpose", "Unsqueeze", "QuantizeLinear", "DequantizeLinear"}
+SHAPES = {"Constant", "ConstantOfShape", "Range", "Shape", "Size"}
 BODY = "step_"  # in front of every name inside the head's loop
 
 
@@ -160,6 +161,10 @@ class Cut:
         """Names of the stored tensors a layer reads."""
         return self._pieces[tensor].weights
 
+    def modules(self, tensor: str) -> list[tuple[str, list[str]]]:
+        """(module, stored numbers that it reads) of every operator of a layer that computes, in order."""
+        return self._pieces[tensor].modules()
+
     def run(self, tensor: str, lanes: Sequence[Arrays], wide: Sequence[Arrays] = ()) -> list[np.ndarray]:
         results = []
         for is_wide, inputs in ((False, lanes), (True, wide)):
@@ -212,6 +217,15 @@ class Piece:
     ) -> None:
         self._graph, self.target, self._nodes = graph, target, nodes
         self.reads, self.weights = list(reads), list(weights)
+
+    def modules(self) -> list[tuple[str, list[str]]]:
+        """(module, floating-point tensors it reads) of every operator that computes, in order."""
+        graph = self._graph
+        return [
+            (graph.module(node.output[0]), [n for n in node.input if n in graph.weights and graph.weights[n].dims])
+            for node in self._nodes
+            if node.op_type not in LAYOUT | SHAPES
+        ]
 
     def open(self, dtypes: Mapping[str, np.dtype], threads: int | None, wide: bool = False) -> Run:
         """Ready to run on inputs of these dtypes; wide: all in FP32 and no activation quantized, same stored weights.
