@@ -12,10 +12,11 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from videomar.carried import Carried, decoder_axes
 from videomar.export.emitters import Emitter, Portable
 from videomar.export.head import HeadCondition, HeadStep
 from videomar.export.onnx_files import loop_over_steps, to_onnx
-from videomar.export.tokenizer import Decode, Encode, TextStates
+from videomar.export.tokenizer import Encode, TextStates
 from videomar.export.transformer import TextKeyValues, TransformerStep
 from videomar.graphs import (
     DIFFUSION_HEAD,
@@ -29,6 +30,7 @@ from videomar.graphs import (
     GraphSpec,
     TensorSpec,
 )
+from videomar.model.decoder import DecodeFrame
 from videomar.model.videomar import PartsOfCheckpoint, VideoMAR
 
 AUTO = torch.export.Dim.AUTO
@@ -99,10 +101,22 @@ class GraphBuilder:
         return self._trace(TOKENIZER_ENCODER, Encode(self.model.video_tokenizer), [pixels], [axes])
 
     def _tokenizer_decoder(self) -> onnx.ModelProto:
-        latents = torch.zeros(1, self.model.config.tokenizer.latent_channels, 3, 4, 5)
-        return self._trace(
-            TOKENIZER_DECODER, Decode(self.model.video_tokenizer), [latents], [{2: AUTO, 3: AUTO, 4: AUTO}]
-        )
+        tokenizer = self.model.config.tokenizer
+        sizes = decoder_axes(tokenizer, clip=3, h=4, w=5)
+        dims = {}
+        for root in ("clip", "h", "w"):
+            dim = torch.export.Dim(root, min=1, max=4096)
+            for axis in (a for a in sizes if a.lstrip("0123456789") == root):
+                dims[axis] = dim if axis == root else sizes[axis] // sizes[root] * dim
+
+        def grouped(items: list[Any]) -> list[Any]:
+            """As DecodeFrame.forward takes them: what is carried in two lists."""
+            split = 2 + len(Carried.of(tokenizer).convolutions)
+            return [*items[:2], items[2:split], items[split:]]
+
+        inputs = self.specs[TOKENIZER_DECODER].inputs
+        values, axes = [_zeros(t, sizes) for t in inputs], [_moving(t, dims) for t in inputs]
+        return self._trace(TOKENIZER_DECODER, DecodeFrame(self.model.video_tokenizer), grouped(values), grouped(axes))
 
     def _transformer_step(self) -> onnx.ModelProto:
         names = [t.name for t in self.specs[TRANSFORMER_STEP].inputs]
@@ -133,10 +147,10 @@ class GraphBuilder:
         )
 
 
-def _zeros(tensor: TensorSpec) -> Tensor:
-    shape = [SIZES[a] if isinstance(a, str) else a for a in tensor.axes]
+def _zeros(tensor: TensorSpec, sizes: dict[str, int] = SIZES) -> Tensor:
+    shape = [sizes[a] if isinstance(a, str) else a for a in tensor.axes]
     return torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
 
 
-def _moving(tensor: TensorSpec) -> dict[int, Any]:
-    return {i: AUTO for i, a in enumerate(tensor.axes) if isinstance(a, str)}
+def _moving(tensor: TensorSpec, dims: dict[str, Any] | None = None) -> dict[int, Any]:
+    return {i: dims[a] if dims else AUTO for i, a in enumerate(tensor.axes) if isinstance(a, str)}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from videomar.errors import ParityError
+from videomar.export.decoder_reference import frame_of_whole
 from videomar.export.emitters import halves_first
 from videomar.graphs import (
     DIFFUSION_HEAD,
@@ -186,9 +187,7 @@ def _tokenizer_encoder(model: Model, case: Case, prefix: int) -> tuple[Feeds, Fe
 
 
 def _tokenizer_decoder(model: Model, case: Case, prefix: int) -> tuple[Feeds, Feeds]:
-    latents = model.video_tokenizer.encode(_pixels(model, case))
-    pixels = model.video_tokenizer.decode(latents).clamp(-1, 1)
-    return {"latents": latents.numpy()}, {"pixels": pixels.numpy()}
+    return frame_of_whole(model.video_tokenizer, model.video_tokenizer.encode(_pixels(model, case)))
 
 
 def _step(model: Model, case: Case) -> tuple[Feeds, Tensor, list[KeyValue]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from videomar.carried import decoder_axes
 from videomar.config import ModelConfig
 from videomar.errors import InputError
 from videomar.graphs import (
@@ -111,6 +112,7 @@ def axis_ranges(config: ModelConfig, sizes: Sizes, prefix: int, cache_tokens: in
             f"the clip needs K/V of {need} tokens, these artifacts hold {cache_tokens}; "
             f"lower --frames, --height, --width or --kv-window, or export with --cache-tokens {need}"
         )
+    smallest, largest = (decoder_axes(config.tokenizer, *of) for of in ((1, least_h, least_w), (frames, h, w)))
     left = masked_after_steps(tokens, sizes.mask_steps)
     most = max(a - b for a, b in zip([tokens, *left[:-1]], left, strict=True))
     usual_text = max(1, sizes.max_text // 2)
@@ -121,11 +123,7 @@ def axis_ranges(config: ModelConfig, sizes: Sizes, prefix: int, cache_tokens: in
         "prompt": (prefix + 1, prefix + usual_text, prefix + sizes.max_text),
         "text": (1, usual_text, sizes.max_text),
         "frames": (1, 1, sizes.frames),  # the encoder's: most clips start from one picture
-        "height": (least_h * space, sizes.height, sizes.height),
-        "width": (least_w * space, sizes.width, sizes.width),
-        "t": (1, frames, frames),
-        "h": (least_h, h, h),
-        "w": (least_w, w, w),
+        **{axis: (smallest[axis], size, size) for axis, size in largest.items()},
         "tokens": (least, tokens, tokens),
         "past": (0, finished, seen * tokens),
         "total": (least, min(finished, seen * tokens) + tokens, (seen + 1) * tokens),

@@ -1,8 +1,7 @@
-"""Text encoder and video tokenizer as flat graphs. Knows nothing of files or ONNX."""
+"""Text encoder and the video tokenizer's encoder as flat graphs. Knows nothing of files or ONNX."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from videomar.model.text import TextEncoder
@@ -30,15 +29,3 @@ class Encode(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         latents = self.vae.quant_conv(self.vae.encoder(pixels.to(self.vae.quant_conv.weight.dtype)))
         return latents.float() * self.scale
-
-
-class Decode(nn.Module):
-    """Scaled latents FP32 -> pixels FP32 in [-1, 1], computed in the weights' dtype."""
-
-    def __init__(self, source: VideoTokenizer) -> None:
-        super().__init__()
-        self.vae, self.scale = source.vae, source.config.latent_scale
-
-    def forward(self, latents: Tensor) -> Tensor:
-        latents = (latents / self.scale).to(self.vae.post_quant_conv.weight.dtype)
-        return torch.clamp(self.vae.decoder(self.vae.post_quant_conv(latents)).float(), -1, 1)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from videomar.carried import decoder_axes
 from videomar.errors import InputError
 from videomar.graphs import (
     HEAD_CONDITION,
@@ -20,6 +21,7 @@ from videomar.graphs import (
     TOKENIZER_DECODER,
     TOKENIZER_ENCODER,
     TRANSFORMER_STEP,
+    contract,
     layer_names,
 )
 from videomar.parity.cases import Case
@@ -29,6 +31,7 @@ from videomar.parity.lockstep import DECODED, ENCODED, HEAD, TEXT
 from videomar.parity.pieces import Cut
 from videomar.parity.sides import OnnxSide, Side
 from videomar.parity.subject import Subject
+from videomar.runtime.backends.plain import nothing_carried
 from videomar.tolerances import coarser
 
 # The largest error a layer may add on exact inputs. Of the demo model's layers the farthest add 2e-7 (FP32, two
@@ -147,7 +150,7 @@ class Search:
         if kind in (HEAD, None):
             yield from self._head(every_step=kind is not None)
         if kind in (DECODED, None):
-            yield self._simple(TOKENIZER_DECODER, {"latents": notes.latents})
+            yield self._decoded()
 
     def _simple(self, part: str, inputs: dict[str, np.ndarray | None]) -> tuple[Place, Walked]:
         given = {name: value for name, value in inputs.items() if value is not None}
@@ -157,6 +160,23 @@ class Search:
         assert self._notes.states is not None
         states = {"states": self._notes.states}
         yield Place(TEXT_KEY_VALUES), self.walk(TEXT_KEY_VALUES, states, states)
+
+    def _decoded(self) -> tuple[Place, Walked]:
+        """The latest latent frame, after each side has decoded those before on its own."""
+        config, latents = self._b.config, self._notes.latents
+        spec = contract(config, "fp32", in_place=False)[TOKENIZER_DECODER]
+        nothing = nothing_carried(spec, decoder_axes(config.tokenizer, *self._notes.decoding))
+        carried, results = [nothing, nothing], [t.name for t in spec.outputs if t.name != "pixels"]
+        for i, latent in enumerate(latents[:-1]):
+            self._progress("frames decoded before")
+            made = [
+                side.whole(TOKENIZER_DECODER, _decoder_inputs(latent, i, c), results)
+                for side, c in zip((self._a, self._b), carried, strict=True)
+            ]
+            carried = [{name: m[name.replace("past_", "present_")] for name in nothing} for m in made]
+        last = len(latents) - 1
+        inputs = [_decoder_inputs(latents[last], last, c) for c in carried]
+        return Place(TOKENIZER_DECODER, last), self.walk(TOKENIZER_DECODER, *inputs)
 
     def _passes(self, history: bool) -> Iterator[tuple[Place, Walked]]:
         """The latest pass; then, with `history`, those that wrote the K/V it read, then what wrote the text's."""
@@ -305,6 +325,10 @@ def _none_finished(text: Arrays, depth: int) -> dict[str, np.ndarray]:
 def _kept(outputs: Arrays, depth: int) -> dict[str, np.ndarray]:
     names = zip(layer_names("past", depth), layer_names("present", depth), strict=True)
     return {past: outputs[present] for past, present in names}
+
+
+def _decoder_inputs(latent: np.ndarray, done: int, carried: Arrays) -> dict[str, np.ndarray]:
+    return {"latents": latent[None, :, None], "done": np.array([done]), **carried}
 
 
 def _step_inputs(each: Pass, text: Arrays, past: Arrays) -> dict[str, np.ndarray]:

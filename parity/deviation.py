@@ -14,7 +14,7 @@ from videomar.parity.cases import Case
 from videomar.parity.lockstep import DECODED, ENCODED, HEAD, SAMPLED, TEXT, Call, Lockstep, Z
 from videomar.parity.measures import compare_arrays
 from videomar.parity.subject import Subject
-from videomar.runtime.backends.base import Backend, Clip, ClipPlan
+from videomar.runtime.backends.base import Backend, Clip, ClipPlan, Decoder
 from videomar.runtime.pipeline import Pipeline
 from videomar.tolerances import GATES, coarser
 
@@ -33,7 +33,8 @@ class Deviation:
     gate: str
 
     def __str__(self) -> str:
-        where = f" of latent frame {self.frame}, mask step {self.step}" if self.frame >= 0 else ""
+        spots = (("latent frame", self.frame), ("mask step", self.step))
+        where = " of " * (self.frame >= 0) + ", ".join(f"{what} {n}" for what, n in spots if n >= 0)
         got = "not finite" if self.got is None else f"{self.got:.6g}"
         return f"{self.kind}{where}: {self.measure} is {got}, expected {self.gate}"
 
@@ -58,7 +59,8 @@ class Recorded:
     ids: np.ndarray | None = None
     pixels: np.ndarray | None = None
     states: np.ndarray | None = None
-    latents: np.ndarray | None = None
+    latents: list[np.ndarray] = field(default_factory=list)  # decoded so far
+    decoding: tuple[int, int, int] = (0, 0, 0)  # latent frames, their height and width
     plan: ClipPlan | None = None
     finished: list[Pass] = field(default_factory=list)
     latest: Pass | None = None
@@ -86,9 +88,9 @@ class Recorder:
         self._notes.pixels = pixels
         return self._inner.encode(pixels)
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        self._notes.latents = latents
-        return self._inner.decode(latents)
+    def decoder(self, frames: int, h: int, w: int) -> _RecordedDecoder:
+        self._notes.latents, self._notes.decoding = [], (frames, h, w)
+        return _RecordedDecoder(self._inner.decoder(frames, h, w), self._notes)
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> _RecordedClip:
         self._notes.states, self._notes.plan = np.array(states), plan
@@ -96,6 +98,18 @@ class Recorder:
 
     def close(self) -> None:
         """The backends belong to whoever opened them."""
+
+
+class _RecordedDecoder:
+    def __init__(self, inner: Decoder, notes: Recorded) -> None:
+        self._inner, self._notes = inner, notes
+
+    def next(self, latent: np.ndarray) -> np.ndarray:
+        self._notes.latents.append(np.array(latent))
+        return self._inner.next(latent)
+
+    def close(self) -> None:
+        self._inner.close()
 
 
 class _RecordedClip:

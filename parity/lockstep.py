@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from videomar.runtime.backends.base import Backend, Clip, ClipPlan
+from videomar.runtime.backends.base import Backend, Clip, ClipPlan, Decoder
 
 # What is compared at a call. HEAD is the head given the reference's z, SAMPLED the head given its own.
 TEXT, ENCODED, Z, HEAD, SAMPLED, DECODED = "text", "encoded", "z", "head", "sampled", "decoded"
@@ -29,9 +30,10 @@ class Call:
 
 
 Listener = Callable[[Call], None]
+Opened = TypeVar("Opened", Clip, Decoder)
 
 
-class Lockstep:
+class Lockstep(Backend):
     """A backend that returns the reference's results and tells `listen` about everybody's."""
 
     def __init__(self, reference: Backend, others: Mapping[str, Backend], listen: Listener) -> None:
@@ -44,8 +46,9 @@ class Lockstep:
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         return self._once(ENCODED, lambda backend: backend.encode(pixels))
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        return self._once(DECODED, lambda backend: backend.decode(latents))
+    def decoder(self, frames: int, h: int, w: int) -> LockstepDecoder:
+        opened = self._on_all(lambda backend: backend.decoder(frames, h, w))
+        return LockstepDecoder(opened[0], dict(zip(self._others, opened[1:], strict=True)), self._listen)
 
     def _once(self, kind: str, call: Callable[[Backend], np.ndarray]) -> np.ndarray:
         result = call(self._reference)
@@ -53,18 +56,40 @@ class Lockstep:
         return result
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> LockstepClip:
-        opened: list[Clip] = []
+        opened = self._on_all(lambda backend: backend.begin(states, plan))
+        return LockstepClip(opened[0], dict(zip(self._others, opened[1:], strict=True)), self._listen)
+
+    def _on_all(self, open_on: Callable[[Backend], Opened]) -> list[Opened]:
+        """The reference's first; whatever one of them raises, none stays open."""
+        opened: list[Opened] = []
         try:
             for backend in (self._reference, *self._others.values()):
-                opened.append(backend.begin(states, plan))
+                opened.append(open_on(backend))
         except BaseException:
-            for clip in opened:
-                clip.close()
+            for each in opened:
+                each.close()
             raise
-        return LockstepClip(opened[0], dict(zip(self._others, opened[1:], strict=True)), self._listen)
+        return opened
 
     def close(self) -> None:
         """The backends belong to whoever opened them."""
+
+
+class LockstepDecoder:
+    """One clip's decoding on every backend, of the same latents."""
+
+    def __init__(self, reference: Decoder, others: Mapping[str, Decoder], listen: Listener) -> None:
+        self._reference, self._others, self._listen, self._frame = reference, others, listen, 0
+
+    def next(self, latent: np.ndarray) -> np.ndarray:
+        result = self._reference.next(latent)
+        self._listen(Call(DECODED, self._frame, -1, result, {n: d.next(latent) for n, d in self._others.items()}))
+        self._frame += 1
+        return result
+
+    def close(self) -> None:
+        for decoder in (self._reference, *self._others.values()):
+            decoder.close()
 
 
 class LockstepClip:

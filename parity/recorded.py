@@ -56,11 +56,24 @@ class RecordedBackend:
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         return self._arrays["encoded"]
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        return self._arrays["decoded"]
+    def decoder(self, frames: int, h: int, w: int) -> RecordedDecoder:
+        return RecordedDecoder(self._arrays["decoded"], frames)
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> RecordedClip:
         return RecordedClip(self._arrays)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class RecordedDecoder:
+    """The decoded frames, latent frame by latent frame."""
+
+    def __init__(self, pixels: np.ndarray, frames: int) -> None:
+        self._pixels = iter(np.split(pixels, np.linspace(1, pixels.shape[2], frames, dtype=int)[:-1], axis=2))
+
+    def next(self, latent: np.ndarray) -> np.ndarray:
+        return next(self._pixels)
 
     def close(self) -> None:
         """Nothing to free."""

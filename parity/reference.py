@@ -32,6 +32,9 @@ class TorchBackend:
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         return self.model.video_tokenizer.encode(torch.from_numpy(pixels)).numpy()
 
+    def decoder(self, frames: int, h: int, w: int) -> TorchDecoder:
+        return TorchDecoder(self.model)
+
     @torch.inference_mode()
     def decode(self, latents: np.ndarray) -> np.ndarray:
         return self.model.video_tokenizer.decode(torch.from_numpy(latents)).clamp(-1, 1).numpy()
@@ -41,6 +44,22 @@ class TorchBackend:
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+class TorchDecoder:
+    """Decodes all frames so far again for every frame, so that nothing is carried."""
+
+    def __init__(self, model: VideoMAR) -> None:
+        self._tokenizer, self._latents = model.video_tokenizer, list[Tensor]()
+
+    @torch.inference_mode()
+    def next(self, latent: np.ndarray) -> np.ndarray:
+        self._latents.append(torch.from_numpy(np.array(latent)))
+        pixels = self._tokenizer.decode(torch.stack(self._latents, dim=1)[None]).clamp(-1, 1)
+        return pixels[:, :, -self._tokenizer.config.temporal_stride :].numpy()
+
+    def close(self) -> None:
+        self._latents = []
 
 
 class TorchClip:

@@ -44,7 +44,7 @@ class OnnxSide:
     """An artifact directory. At most one part's graph is held at a time."""
 
     def __init__(self, directory: Path, manifest: Manifest, threads: int | None) -> None:
-        self.precision, self.emitter = manifest.precision, manifest.emitter
+        self.precision, self.emitter, self.config = manifest.precision, manifest.emitter, manifest.config
         self._directory, self._manifest, self._threads = directory, manifest, threads
         self._cache_tokens: int | None = manifest.extra.get("cache_tokens")
         self._held: dict[str, Graph] = {}
@@ -84,10 +84,11 @@ class OnnxSide:
             return {name: given[name].astype(graph.dtype(name), copy=False) for name in graph.inputs}
 
     def flow(self, part: str, inputs: Arrays, tensors: Iterable[str], listen: Listen) -> None:
-        total = inputs["past_key_0"].shape[2] + inputs["tokens"].shape[0] if part == TRANSFORMER_STEP else 0
+        step = part == TRANSFORMER_STEP
+        total = inputs["past_key_0"].shape[2] + inputs["tokens"].shape[0] if step else 0
 
         def tell(name: str, value: np.ndarray) -> None:
-            listen(name, value[:, :, :total] if name.startswith("present_") else value)
+            listen(name, value[:, :, :total] if step and name.startswith("present_") else value)
 
         self.cut(part, tensors).flow(self.inputs(part, inputs), tell)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from videomar.artifacts import Manifest
 from videomar.graphs import DIFFUSION_HEAD, HEAD_STEP, TRANSFORMER_STEP, contract
-from videomar.runtime.backends.base import Backend, Clip, ClipPlan
+from videomar.runtime.backends.base import Backend, Clip, ClipPlan, Decoder
 from videomar.runtime.backends.plain import Arrays, PlainBackend, Run, in_place
 from videomar.schedule import Noise
 
@@ -72,10 +72,11 @@ class Tee:
         self._plain.encode(pixels)
         return self._note("encoded", self._backend.encode(pixels))
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        self.writing = True
-        self._plain.decode(latents)
-        return self._note("decoded", self._backend.decode(latents))
+    def decoder(self, frames: int, h: int, w: int) -> TeeDecoder:
+        return TeeDecoder(self, self._backend.decoder(frames, h, w), self._plain.decoder(frames, h, w), frames)
+
+    def note_decoded(self, pixels: np.ndarray) -> None:
+        self._note("decoded", pixels)
 
     def _note(self, name: str, value: np.ndarray) -> np.ndarray:
         self.arrays[name] = np.array(value, np.float32)
@@ -99,6 +100,26 @@ class Tee:
 
     def close(self) -> None:
         """The backend belongs to whoever opened it."""
+
+
+class TeeDecoder:
+    """`Decoder`. Chosen frames: the first and the last."""
+
+    def __init__(self, tee: Tee, real: Decoder, plain: Decoder, frames: int) -> None:
+        self._tee, self._real, self._plain, self._chosen = tee, real, plain, {0, frames - 1}
+        self._pixels: list[np.ndarray] = []
+
+    def next(self, latent: np.ndarray) -> np.ndarray:
+        writing, self._tee.writing = self._tee.writing, len(self._pixels) in self._chosen
+        self._plain.next(latent)
+        self._tee.writing = writing  # of the clip that goes on
+        self._pixels.append(np.array(self._real.next(latent)))
+        self._tee.note_decoded(np.concatenate(self._pixels, axis=2))
+        return self._pixels[-1]
+
+    def close(self) -> None:
+        for decoder in (self._real, self._plain):
+            decoder.close()
 
 
 class TeeClip:

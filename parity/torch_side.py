@@ -15,14 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from videomar.carried import Carried
 from videomar.graphs import (
     HEAD_CONDITION,
     HEAD_STEP,
     TEXT_ENCODER,
     TEXT_KEY_VALUES,
+    TOKENIZER_DECODER,
     TOKENIZER_ENCODER,
     TRANSFORMER_STEP,
+    contract,
 )
+from videomar.model.decoder import DecodeFrame
 from videomar.model.head import ancestral_step
 from videomar.model.transformer import Block
 from videomar.model.videomar import VideoMAR
@@ -104,8 +108,15 @@ class TorchSide:
             tell("latents", self._model.video_tokenizer.encode(given["pixels"]))
 
     def _decode(self, given: dict[str, Tensor], tell: Tell) -> None:
-        with hooked(self._model.video_tokenizer, tell):
-            tell("pixels", self._model.video_tokenizer.decode(given["latents"]).clamp(-1, 1))
+        """One latent frame, by PyTorch's modules as the graph has them (model/decoder.py)."""
+        decode = DecodeFrame(self._model.video_tokenizer)
+        spec = contract(self._model.config, "fp32", in_place=False)[TOKENIZER_DECODER]
+        latents, done, *carried = (given[t.name] for t in spec.inputs)
+        split = len(Carried.of(self._model.config.tokenizer).convolutions)
+        with hooked(decode, tell):
+            made = decode(latents, done, carried[:split], carried[split:])
+        for tensor, value in zip(spec.outputs, made, strict=True):
+            tell(tensor.name, value)
 
     def _transformer(self, given: dict[str, Tensor], tell: Tell) -> None:
         t, c = self._model.transformer, self._model.config.transformer

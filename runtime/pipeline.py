@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from videomar.artifacts import MANIFEST, read_manifest, require_graphs, verify
 from videomar.config import ModelConfig, SamplingConfig
 from videomar.errors import ArtifactError, InputError
-from videomar.runtime.backends.base import Backend
+from videomar.runtime.backends.base import Backend, Decoder
 from videomar.runtime.backends.choose import choose
 from videomar.runtime.media import fit, load_picture, to_frames, to_pixels, write_video
 from videomar.runtime.prompt import PromptTokenizer
@@ -87,35 +88,36 @@ class Pipeline:
         return Pipeline(manifest.config, chosen, tokenizer, why)
 
     def __call__(self, image: str | Path | np.ndarray, prompt: str, **knobs: Any) -> Video:
-        """Generate a whole clip, decoded once at the end; knobs as in `latent_frames`."""
+        """Generate a whole clip; knobs as in `latent_frames`."""
         timing = knobs["timing"] = knobs.get("timing") or Timing()
-        latents = np.stack([frame.values for frame in self.latent_frames(image, prompt, **knobs)], axis=1)
-        with timing.stage("decoder"):
-            pixels = _finite(self.backend.decode(latents[None]))
-        frames = to_frames(pixels)
+        latents, frames = zip(*self._decoded(image, prompt, knobs), strict=True)
         timing.finish()
-        return Video(frames, latents, timing)
+        return Video(np.concatenate(frames), np.stack(latents, axis=1), timing)
 
     def stream(self, image: str | Path | np.ndarray, prompt: str, **knobs: Any) -> Iterator[np.ndarray]:
-        """Yield pixel frames [height, width, 3] uint8 as soon as their latent frame is finished; given ones first.
+        """Yield pixel frames [height, width, 3] uint8 as soon as their latent frame is finished; given ones first."""
+        for _, frames in self._decoded(image, prompt, knobs):
+            yield from frames
 
-        Each new latent frame is decoded together with all before it (the decoder is causal), so a stream decodes
-        more in all than a whole clip does.
-        """
+    def _decoded(
+        self, image: str | Path | np.ndarray, prompt: str, knobs: dict[str, Any]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Every latent frame [channels, h, w] and its pixel frames [frames, height, width, 3] uint8, decoded once."""
         timing = knobs["timing"] = knobs.get("timing") or Timing()
-        done: list[np.ndarray] = []
-        shown = 0
-        given = self._given(image)
-        for frame in self.latent_frames(given, prompt, **knobs):
-            done.append(frame.values)
-            if self._pixel_frames(len(done)) < len(given):
-                continue
-            with timing.stage("decoder"):
-                pixels = _finite(self.backend.decode(np.stack(done, axis=1)[None]))
-            if pixels.shape[2] > len(given):
-                timing.mark_first_frame()
-            yield from to_frames(pixels)[shown:]
-            shown = pixels.shape[2]
+        given, shown = self._given(image), 0
+        with ExitStack() as stack:
+            decoder: Decoder | None = None
+            for frame in stack.enter_context(closing(self.latent_frames(given, prompt, **knobs))):
+                with timing.stage("decoder"):
+                    if decoder is None:
+                        total = self._latent_frames(self.sampling(frames=knobs.get("frames")).frames)
+                        decoder = self.backend.decoder(total, *frame.values.shape[1:])
+                        stack.callback(decoder.close)
+                    frames = to_frames(_finite(decoder.next(frame.values)))
+                shown += len(frames)
+                if shown > len(given):
+                    timing.mark_first_frame()
+                yield frame.values, frames
 
     def latent_frames(
         self,

@@ -27,7 +27,7 @@ from videomar.cli import RUNS, main
 from videomar.demo.world import render, sample_scene
 from videomar.graphs import GRAPHS, contract
 from videomar.options import parser
-from videomar.runtime.backends.ort import OrtBackend
+from videomar.runtime.backends.ort_decoder import OrtDecoder
 from videomar.runtime.media import load_clip, write_pictures, write_video
 from videomar.runtime.pipeline import Pipeline
 
@@ -369,8 +369,8 @@ def test_a_bad_option_is_one_line_that_names_it(
 def test_numbers_that_overflow_are_one_line(
     tiny_artifacts: Path, picture: Path, out: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels = np.full((1, 3, 9, 16, 24), np.nan, np.float32)
-    monkeypatch.setattr(OrtBackend, "decode", lambda self, latents: pixels)
+    pixels = np.full((1, 3, 8, 16, 24), np.nan, np.float32)
+    monkeypatch.setattr(OrtDecoder, "next", lambda self, latent: pixels)
     command = ("generate", tiny_artifacts, "--image", picture, "--prompt", PROMPT, *LEAST)
     line = refused(*command, "-o", out / "clip.mp4")
     assert "overflowed" in line and "--guidance-scale" in line and "--precision fp32" in line
@@ -622,7 +622,7 @@ def test_a_file_that_is_what_the_maker_wrote_and_yet_rubbish_is_named(
 
 
 MANIFESTS: dict[str, tuple[Callable[[str], str], str]] = {
-    "another version": (lambda text: text.replace('"format": 1', '"format": 2', 1), "format 2"),
+    "an older version": (lambda text: text.replace('"format": 2', '"format": 1', 1), "format 1"),
     "truncated": (lambda text: text[:200], "truncated"),
     "empty": (lambda text: "", "truncated"),
     "not JSON": (lambda text: "hello", "not JSON"),

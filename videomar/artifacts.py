@@ -35,7 +35,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 1
+FORMAT = 2  # 2: the tokenizer's decoder takes a latent frame at a time
 MANIFEST = "manifest.json"
 CHOICES = {
     "kind": ("onnx", "engine", "pack"),

@@ -7,13 +7,15 @@ Axes are numbers or names; a name is a dynamic axis, the same name the same size
   prompt     ids of system prompt and prompt               past       tokens of finished frames
   text       tokens of the prompt                          total      past + tokens
   predicted  positions whose tokens are sampled            steps      diffusion steps
-  frames, height, width: pixels; t, h, w: latents.
+  frames, height, width: pixels; t, h, w: latents.        clip       latent frames of the clip being decoded
+  2h, 2w, 4h, 2clip...: a multiple of the latent's, inside the decoder.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from videomar.carried import CONTEXT, Carried, Place, scaled
 from videomar.config import ModelConfig
 from videomar.errors import InputError
 
@@ -31,7 +33,7 @@ GRAPHS = (
     TEXT_ENCODER,
     TEXT_KEY_VALUES,
     TOKENIZER_ENCODER,
-    TOKENIZER_DECODER,
+    TOKENIZER_DECODER,  # one latent frame, with what it carries from frame to frame
     TRANSFORMER_STEP,
     DIFFUSION_HEAD,  # the whole loop of a mask step in one call
     HEAD_CONDITION,  # the same in two parts, for backends that capture the loop themselves: once before it
@@ -78,6 +80,24 @@ def layer_names(prefix: str, depth: int) -> list[str]:
     return [f"{prefix}_{kind}_{layer}" for layer in range(depth) for kind in ("key", "value")]
 
 
+def carried_tensors(config: ModelConfig, prefix: str, dtype: str) -> list[TensorSpec]:
+    """What the decoder carries: frames before every convolution over time, then K/V of every attention over time."""
+    carried = Carried.of(config.tokenizer)
+
+    def tensor(name: str, place: Place, time: int | str) -> TensorSpec:
+        h, w = scaled("h", place.scale), scaled("w", place.scale)
+        return TensorSpec(f"{prefix}_{name}", dtype, (1, place.channels, time, h, w))
+
+    return [
+        *(tensor(f"frames_{i}", place, CONTEXT) for i, place in enumerate(carried.convolutions)),
+        *(
+            tensor(f"{kind}_{i}", place, scaled("clip", place.frames))
+            for i, place in enumerate(carried.attentions)
+            for kind in ("key", "value")
+        ),
+    ]
+
+
 def contract(
     config: ModelConfig, precision: str, in_place: bool, cache_tokens: int | None = None
 ) -> dict[str, GraphSpec]:
@@ -102,6 +122,7 @@ def contract(
 
     pixels = TensorSpec("pixels", "float32", (1, 3, "frames", "height", "width"))
     latents = TensorSpec("latents", "float32", (1, z, "t", "h", "w"))
+    stride = config.tokenizer.temporal_stride
     states = TensorSpec("states", f, (1, "text", config.text.width))
     condition = TensorSpec("z", f, ("branches", "predicted", t.width))
     cache = cache_tokens or "total"
@@ -112,7 +133,18 @@ def contract(
         GraphSpec(TEXT_ENCODER, (TensorSpec("ids", "int64", (1, "prompt")),), (states,)),
         GraphSpec(TEXT_KEY_VALUES, (states,), tuple(per_layer("text", 2, "text"))),
         GraphSpec(TOKENIZER_ENCODER, (pixels,), (latents,)),
-        GraphSpec(TOKENIZER_DECODER, (latents,), (pixels,)),
+        GraphSpec(
+            TOKENIZER_DECODER,
+            (
+                TensorSpec("latents", "float32", (1, z, 1, "h", "w")),
+                TensorSpec("done", "int64", (1,)),  # latent frames before; of the pixels after 0, the last frame counts
+                *carried_tensors(config, "past", f),
+            ),
+            (
+                TensorSpec("pixels", "float32", (1, 3, stride, "height", "width")),
+                *carried_tensors(config, "present", f),
+            ),
+        ),
         GraphSpec(
             TRANSFORMER_STEP,
             (

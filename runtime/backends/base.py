@@ -67,6 +67,19 @@ class Clip(Protocol):
         """Free the clip's device memory."""
 
 
+class Decoder(Protocol):
+    """Device state of one clip's decoding, a latent frame at a time."""
+
+    def next(self, latent: np.ndarray) -> np.ndarray:
+        """Scaled latent frame [C, h, w] float32 -> its pixels [1, 3, frames, height, width] float32 in [-1, 1].
+
+        One pixel frame of the first latent frame, `temporal_stride` of every other; valid until the next call.
+        """
+
+    def close(self) -> None:
+        """Free the decoder's memory."""
+
+
 class Backend(Protocol):
     """The graphs of one artifact directory, loaded on one device."""
 
@@ -78,8 +91,16 @@ class Backend(Protocol):
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """Pixels [1, 3, frames, height, width] float32 -> scaled latents [1, C, t, h, w] float32."""
 
+    def decoder(self, frames: int, h: int, w: int) -> Decoder:
+        """Allocate for decoding a clip of so many latent frames of h x w."""
+
     def decode(self, latents: np.ndarray) -> np.ndarray:
         """Scaled latents [1, C, t, h, w] float32 -> pixels [1, 3, frames, height, width] float32 in [-1, 1]."""
+        decoder = self.decoder(*latents.shape[2:])
+        try:
+            return np.concatenate([decoder.next(latent).copy() for latent in np.moveaxis(latents[0], 1, 0)], axis=2)
+        finally:
+            decoder.close()
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> Clip:
         """Allocate for a clip and compute its text K/V."""

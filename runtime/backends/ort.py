@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -26,15 +27,18 @@ from videomar.graphs import (
     contract,
     layer_names,
 )
-from videomar.runtime.backends.base import ClipPlan, predicted_sizes
+from videomar.runtime.backends.base import Backend, ClipPlan, predicted_sizes
 from videomar.runtime.backends.ort_cache import FixedCache, GrowingCache
+from videomar.runtime.backends.ort_decoder import OrtDecoder
 from videomar.runtime.backends.ort_memory import Buffer, DeviceMemory, HostMemory, Memory, device_failed
 from videomar.runtime.backends.ort_providers import CPU, Providers
 
 NEEDED = (TEXT_ENCODER, TEXT_KEY_VALUES, TOKENIZER_ENCODER, TOKENIZER_DECODER, TRANSFORMER_STEP, DIFFUSION_HEAD)
 
+T = TypeVar("T")
 
-class OrtBackend:
+
+class OrtBackend(Backend):
     """All graphs of an artifact directory as ONNX Runtime sessions on one device."""
 
     def __init__(
@@ -101,8 +105,8 @@ class OrtBackend:
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         return self._run(TOKENIZER_ENCODER, pixels)
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        return self._run(TOKENIZER_DECODER, latents)
+    def decoder(self, frames: int, h: int, w: int) -> OrtDecoder:
+        return self._made("the decoder's buffers", lambda: OrtDecoder(self, frames, h, w))
 
     def _run(self, name: str, value: np.ndarray) -> np.ndarray:
         try:
@@ -129,14 +133,17 @@ class OrtBackend:
         return {t.name: value for t, value in zip(spec.outputs, made, strict=True)}
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> OrtClip:
+        return self._made("a clip's buffers", lambda: OrtClip(self, states, plan))
+
+    def _made(self, what: str, make: Callable[[], T]) -> T:
         try:
-            return OrtClip(self, states, plan)
+            return make()
         except UserError:
             raise
         except Exception as error:
             if self._device == "cpu":
                 raise
-            raise device_failed(self._device, "a clip's buffers", error) from error
+            raise device_failed(self._device, what, error) from error
 
     def close(self) -> None:
         self.sessions.clear()

@@ -17,6 +17,7 @@ from typing import Any
 import onnxruntime as ort
 
 from videomar.artifacts import Manifest
+from videomar.carried import decoder_axes
 from videomar.config import ModelConfig
 from videomar.errors import DeviceError
 from videomar.graphs import GraphSpec
@@ -116,6 +117,7 @@ def ranges(config: ModelConfig) -> dict[str, tuple[int, int, int]]:
     s, space, time = config.sampling, config.tokenizer.spatial_stride, config.tokenizer.temporal_stride
     h, w, t = s.height // space, s.width // space, 1 + (s.frames - 1) // time
     tokens, text = h * w, config.text.max_tokens
+    smallest, largest = (decoder_axes(config.tokenizer, *of) for of in ((1, 1, 1), (t, h, w)))
     return {
         "branches": (1, 2, 2),
         "prompt": (1, config.text.max_positions // 2, config.text.max_positions),
@@ -126,11 +128,7 @@ def ranges(config: ModelConfig) -> dict[str, tuple[int, int, int]]:
         "total": (1, (t // 2 + 1) * tokens, t * tokens),
         "steps": (1, s.head_steps, max(s.head_steps, 100)),
         "frames": (1, s.frames, s.frames),
-        "height": (space, s.height, s.height),
-        "width": (space, s.width, s.width),
-        "t": (1, t, t),
-        "h": (1, h, h),
-        "w": (1, w, w),
+        **{axis: (smallest[axis], size, size) for axis, size in largest.items()},
     }
 
 

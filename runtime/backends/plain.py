@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from videomar.artifacts import Manifest
+from videomar.carried import decoder_axes
 from videomar.graphs import (
     HEAD_CONDITION,
     HEAD_STEP,
@@ -19,16 +20,17 @@ from videomar.graphs import (
     TOKENIZER_DECODER,
     TOKENIZER_ENCODER,
     TRANSFORMER_STEP,
+    GraphSpec,
     contract,
     layer_names,
 )
-from videomar.runtime.backends.base import ClipPlan
+from videomar.runtime.backends.base import Backend, ClipPlan
 
 Arrays = dict[str, np.ndarray]
 Run = Callable[[str, Arrays], Arrays]  # (graph, its inputs) -> all of its outputs
 
 
-class PlainBackend:
+class PlainBackend(Backend):
     """`Backend` over a `Run`."""
 
     name = "plain"
@@ -37,8 +39,8 @@ class PlainBackend:
         self.config, self.run = manifest.config, run
         self.in_place = manifest.emitter == "native"
         self.cache_tokens: int | None = manifest.extra.get("cache_tokens")
-        specs = contract(manifest.config, manifest.activations, self.in_place, self.cache_tokens)
-        self.dtype = np.dtype(specs[TRANSFORMER_STEP].outputs[0].dtype)
+        self.specs = contract(manifest.config, manifest.activations, self.in_place, self.cache_tokens)
+        self.dtype = np.dtype(self.specs[TRANSFORMER_STEP].outputs[0].dtype)
 
     def encode_text(self, ids: np.ndarray) -> np.ndarray:
         return self.run(TEXT_ENCODER, {"ids": ids})["states"]
@@ -46,14 +48,38 @@ class PlainBackend:
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         return self.run(TOKENIZER_ENCODER, {"pixels": pixels})["latents"]
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        return self.run(TOKENIZER_DECODER, {"latents": latents})["pixels"]
+    def decoder(self, frames: int, h: int, w: int) -> PlainDecoder:
+        axes = decoder_axes(self.config.tokenizer, frames, h, w)
+        return PlainDecoder(self.run, nothing_carried(self.specs[TOKENIZER_DECODER], axes))
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> PlainClip:
         return PlainClip(self, states, plan)
 
     def close(self) -> None:
         pass
+
+
+class PlainDecoder:
+    """`Decoder` over a `Run`."""
+
+    def __init__(self, run: Run, carried: Arrays) -> None:
+        self._run, self._carried, self._done = run, carried, 0
+
+    def next(self, latent: np.ndarray) -> np.ndarray:
+        feeds = {"latents": latent[None, :, None], "done": np.array([self._done]), **self._carried}
+        made = self._run(TOKENIZER_DECODER, feeds)
+        self._carried = {name: made[name.replace("past_", "present_")] for name in self._carried}
+        self._done += 1
+        return made["pixels"] if self._done > 1 else made["pixels"][:, :, -1:]
+
+    def close(self) -> None:
+        self._carried = {}
+
+
+def nothing_carried(decoder: GraphSpec, axes: Mapping[str, int]) -> Arrays:
+    """What the decoder graph is given at a clip's first frame, which it does not read."""
+    carried = [t for t in decoder.inputs if t.name.startswith("past_")]
+    return {t.name: np.zeros([axes[a] if isinstance(a, str) else a for a in t.axes], t.dtype) for t in carried}
 
 
 class PlainClip:

@@ -30,20 +30,21 @@ from videomar.graphs import (
     TRANSFORMER_STEP,
     contract,
 )
-from videomar.runtime.backends.base import ClipPlan
+from videomar.runtime.backends.base import Backend, ClipPlan
 from videomar.runtime.backends.cuda import Cuda, Memory
 from videomar.runtime.backends.trt_buffers import SMALLER
 from videomar.runtime.backends.trt_clip import Device, TrtClip
+from videomar.runtime.backends.trt_decoder import TrtDecoder
 from videomar.runtime.backends.trt_engines import Context, Engine, make_runtime
 from videomar.runtime.backends.trt_memory import Cache, FixedCache, GrowingCache
 from videomar.runtime.backends.trt_module import load_tensorrt
 
 MODULES = {"trt": "tensorrt", "trt-rtx": "tensorrt-rtx"}
-ONCE = (TEXT_ENCODER, TEXT_KEY_VALUES, TOKENIZER_ENCODER, TOKENIZER_DECODER)
-NEEDED = (*ONCE, TRANSFORMER_STEP, HEAD_CONDITION, HEAD_STEP)
+ONCE = (TEXT_ENCODER, TEXT_KEY_VALUES, TOKENIZER_ENCODER)
+NEEDED = (*ONCE, TOKENIZER_DECODER, TRANSFORMER_STEP, HEAD_CONDITION, HEAD_STEP)
 
 
-class TrtBackend:
+class TrtBackend(Backend):
     """All engines of an engine directory on the current GPU."""
 
     def __init__(
@@ -72,7 +73,7 @@ class TrtBackend:
             )
         self.specs = contract(manifest.config, manifest.activations, manifest.emitter == "native", self._cache_tokens)
         self._dtype = np.dtype(self.specs[TRANSFORMER_STEP].outputs[0].dtype)
-        self._clips: weakref.WeakSet[TrtClip] = weakref.WeakSet()
+        self._begun: weakref.WeakSet[TrtClip | TrtDecoder] = weakref.WeakSet()
         self._stack = ExitStack()
         try:
             trt, rtx = load_tensorrt(MODULES[name])
@@ -118,8 +119,10 @@ class TrtBackend:
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         return self._run(TOKENIZER_ENCODER, pixels)
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        return self._run(TOKENIZER_DECODER, latents)
+    def decoder(self, frames: int, h: int, w: int) -> TrtDecoder:
+        decoder = TrtDecoder(self._device, self.config.tokenizer, frames, h, w)
+        self._begun.add(decoder)
+        return decoder
 
     def _run(self, name: str, value: np.ndarray) -> np.ndarray:
         spec = self.specs[name]
@@ -179,14 +182,14 @@ class TrtBackend:
             else:
                 caches.append(FixedCache(t, one, self._dtype, length, self._rebuild, group))
         clip = TrtClip(self._device, self.config, self._dtype, caches, states, plan, self._capture)
-        self._clips.add(clip)
+        self._begun.add(clip)
         self.execution = clip.execution
         return clip
 
     def close(self) -> None:
-        """Clips, contexts, memory, engines, stream; again is harmless."""
-        for clip in list(self._clips):
-            clip.close()
+        """Clips, decoders, contexts, memory, engines, stream; again is harmless."""
+        for each in list(self._begun):
+            each.close()
         self._stack.close()
 
 

@@ -18,7 +18,7 @@ from videomar.graphs import GraphSpec, TensorSpec
 Shape = tuple[int, ...]
 # Which option of `videomar build` widens which axis.
 OPTIONS = {
-    "--frames": ("frames", "t", "past", "total"),
+    "--frames": ("frames", "clip", "past", "total"),
     "--height and --width": ("height", "width", "h", "w", "tokens"),
     "--mask-steps": ("predicted",),
     "--max-text": ("prompt", "text"),

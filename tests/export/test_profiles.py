@@ -23,14 +23,15 @@ def test_profiles_span_what_the_backend_binds() -> None:
     assert ranges["total"] == (12, 3 * tokens, 4 * tokens)
     assert ranges["predicted"] == (1, most, most)
     assert ranges["prompt"] == (4, 3 + 8, 3 + 16)
-    assert ranges["t"] == (1, frames, frames) and ranges["frames"] == (1, 1, 25)
+    assert ranges["clip"] == (1, frames, frames) and ranges["frames"] == (1, 1, 25)
     assert ranges["height"] == (32, 64, 64) and ranges["branches"] == (2, 2, 2)
+    assert ranges["h"] == (4, 8, 8) and ranges["2w"] == (6, 12, 12)
 
 
 def test_static_fixes_the_picture_size_alone() -> None:
     ranges = axis_ranges(CONFIG, Sizes.of(CONFIG, static=True), 0, None)
     fixed = {axis for axis, (low, _, high) in ranges.items() if low == high}
-    assert fixed == {"branches", "height", "width", "h", "w", "tokens"}
+    assert fixed == {"branches", "height", "width", "h", "w", "2h", "2w", "tokens"}
 
 
 def test_every_axis_of_the_contract_has_a_range() -> None:

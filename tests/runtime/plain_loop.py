@@ -38,7 +38,18 @@ class PlainBackend:
         return self.run("tokenizer_encoder", {"pixels": pixels})[0]
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        return self.run("tokenizer_decoder", {"latents": latents})[0]
+        """Carries what the graph gives back, in NaNs at first, since nothing may read that."""
+        session, (_, _, frames, h, w) = self.session(str(self.directory / "tokenizer_decoder.onnx")), latents.shape
+        sizes = {"clip": frames} | {f"{n}{a}": int(n or 1) * s for n in ("", "2") for a, s in (("h", h), ("w", w))}
+        shapes = {t.name: [sizes.get(a, a) for a in t.shape] for t in session.get_inputs()[2:]}
+        carried = {name: np.full(shape, np.nan, self.dtype) for name, shape in shapes.items()}
+        pixels = []
+        for i in range(frames):
+            feeds = {"latents": latents[:, :, i : i + 1], "done": np.array([i])} | carried
+            made, *rest = self.run("tokenizer_decoder", feeds)
+            pixels.append(made if i else made[:, :, -1:])
+            carried = dict(zip(carried, rest, strict=True))
+        return np.concatenate(pixels, axis=2)
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> PlainClip:
         return PlainClip(self, states, plan)

@@ -107,7 +107,9 @@ def test_whole_clips_agree_with_the_onnx_runtime_backend(
     """To rounding: its head is one Scan, it computes as many rows as are asked for, and orders K/V otherwise."""
     rig = make_rig(artifacts)
     knobs = {"frames": 5 if "window" in knobs else 4, **knobs}
-    rig.build(ranges={"t": (1, knobs["frames"])})  # K/V of so many frames would not fit these engines; the window does
+    rig.build(
+        ranges={"clip": (1, knobs["frames"])}
+    )  # K/V of so many frames would not fit these engines; the window does
     backend, other = rig.open(), OrtBackend(artifacts, rig.onnx, threads=1)
     latents, _ = clip_of(backend, rig.onnx.config, **knobs)
     expected, _ = clip_of(other, rig.onnx.config, **knobs)
