@@ -38,19 +38,23 @@ def _axes(
 
 def bars(
     title: str,
-    values: Sequence[tuple[str, float]],
+    values: Sequence[tuple[str, float | None]],
     unit: str,
     bounds: Sequence[Bound] = (),
     marked: Sequence[str] = (),
     width: float = 1104,
 ) -> Drawing:
-    """One bar a name; `bounds`: dashed lines with what they are; `marked` names are painted as missed."""
+    """One bar a name, a whole one where a value is None: not finite.
+
+    bounds: dashed lines with what they are; `marked` names are painted as missed.
+    """
     names = [name for name, _ in values]
-    drawing, at = _axes(title, names, [v for _, v in values], unit, bounds, width)
+    drawing, at = _axes(title, names, [v for _, v in values if v is not None], unit, bounds, width)
     for i, (name, value) in enumerate(values):
-        y, color = TOP + TALL * i, BAD if name in marked else ACCENT
-        drawing.rect(LEFT, y + 3, max(1.0, at(value) - LEFT), TALL - 7, color, 2, f"{name}: {value:.3g}")
-        drawing.text(at(value) + 6, y + 12, f"{value:.2g}", 10, MUTED)
+        y, color = TOP + TALL * i, BAD if name in marked or value is None else ACCENT
+        end, said = (width - RIGHT, "not finite") if value is None else (at(value), f"{value:.2g}")
+        drawing.rect(LEFT, y + 3, max(1.0, end - LEFT), TALL - 7, color, 2, f"{name}: {said}")
+        drawing.text(end + 6, y + 12, said, 10, MUTED)
     return drawing
 
 

@@ -44,14 +44,14 @@ def read_extra(path: Path | None, what: str) -> Any:
     return data
 
 
-KEYS = {"layers": "layers", "ranges": "largest", "sensitivity": "linears"}
+KEYS = {"layers": "found", "ranges": "largest", "sensitivity": "linears"}
 
 
 def extra_charts(extras: Mapping[str, Any]) -> list[tuple[str, Drawing]]:
     """(heading, chart) of everything given."""
     found = []
     try:
-        if extras.get("layers"):
+        if extras.get("layers") and extras["layers"].get("layers"):  # none where nothing was found
             found.append(("Error by layer", layer_bars(extras["layers"])))
         if extras.get("ranges"):
             found.append(("Activations against FP16's range", range_bars(extras["ranges"])))
@@ -72,10 +72,10 @@ def extra_sections(extras: Mapping[str, Any]) -> list[str]:
 
 def layer_bars(data: Mapping[str, Any]) -> Drawing:
     """What every layer adds on the reference's inputs, in dataflow order; guilty ones marked."""
-    rows = [row for row in data["layers"] if row["added"]]
-    rows = sorted(sorted(rows, key=lambda row: -row["added"])[:MOST], key=rows.index)
-    values = [(row["tensor"], min(float(row["added"]), 1e6)) for row in rows]
-    marked = [row["tensor"] for row in rows if row.get("guilty")]
+    rows = [row for row in data["layers"] if row["added"] != 0]
+    worst = sorted(rows, key=lambda row: (row["added"] is not None, -(row["added"] or 0)))[:MOST]
+    values = [(row["tensor"], row["added"]) for row in rows if row in worst]
+    marked = [row["tensor"] for row in worst if row["guilty"]]
     return bars("What each layer adds, given the reference's inputs", values, "relative L2", marked=marked)
 
 
