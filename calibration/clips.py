@@ -53,7 +53,9 @@ def _clips(path: Path, text: str, given: int, first_seed: int) -> Iterator[Calib
             continue
         name, tab, prompt = line.partition("\t")
         if not tab or not prompt.strip():
-            raise InputError(f"{path}, line {number} is {line:.60!r}, expected clip<TAB>prompt; put a tab between them")
+            raise InputError(
+                f"{path}, line {number} is {line[:60]!r}, expected clip<TAB>prompt; put a tab between them"
+            )
         file = path.parent / name
         try:
             is_picture = file.suffix.lower() in PICTURE_SUFFIXES and not file.is_dir()

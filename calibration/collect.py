@@ -99,8 +99,10 @@ def collect(
                     done += 1
                     progress(name, done, of)
 
-                generate(pipeline(directory, manifest, run), clip, knobs, tick)
-                _check(seen, clip.name)
+                try:
+                    generate(pipeline(directory, manifest, run), clip, knobs, tick)
+                finally:
+                    _check(seen, clip.name)  # says where, of numbers that overflow in the end
                 ranges.merge(seen)
                 ranges.parts.append(part)
                 if index == len(groups) - 1:
