@@ -43,13 +43,26 @@ class FakeBackend:
         phases = np.linspace(0.5, 1.5, self.config.tokenizer.latent_channels)[:, None, None, None]
         return self._out("encoded", np.sin(phases * (1 + pooled))[None])
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        frames = np.repeat(np.tanh(latents[:, :3]), 8, axis=2)[:, :, 7:]
-        return self._out("decoded", frames.repeat(8, axis=3).repeat(8, axis=4))
+    def decoder(self, frames: int, h: int, w: int) -> FakeDecoder:
+        return FakeDecoder(self)
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> FakeClip:
         self.begun += 1
         return FakeClip(self, float(states.mean()), plan, self.begun - 1)
+
+    def close(self) -> None: ...
+
+
+class FakeDecoder:
+    """One pixel frame of the first latent frame, eight of every other."""
+
+    def __init__(self, backend: FakeBackend) -> None:
+        self.backend, self.done = backend, 0
+
+    def next(self, latent: np.ndarray) -> np.ndarray:
+        self.done += 1
+        frames = np.repeat(np.tanh(latent[None, :3, None]), 8 if self.done > 1 else 1, axis=2)
+        return self.backend._out("decoded", frames.repeat(8, axis=3).repeat(8, axis=4))
 
     def close(self) -> None: ...
 
