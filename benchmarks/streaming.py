@@ -72,7 +72,7 @@ def run(preset: str, kind: str, frames: int, h: int, w: int, folder: Path) -> di
     import onnxruntime as ort
 
     from videomar.config import PRESETS
-    from videomar.graphs import TOKENIZER_DECODER, contract
+    from videomar.graphs import contract
     from videomar.runtime.backends.ort_decoder import OrtDecoder
     from videomar.runtime.backends.ort_memory import HostMemory
 

@@ -98,5 +98,5 @@ class OnnxSide:
 
     def whole(self, part: str, inputs: Arrays, outputs: Sequence[str]) -> dict[str, np.ndarray]:
         found: dict[str, np.ndarray] = {}
-        self.flow(part, inputs, outputs, found.__setitem__)
+        self.flow(part, inputs, [n for n in self.graph(part).comparable() if n in set(outputs)], found.__setitem__)
         return found
