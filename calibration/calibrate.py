@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 import platform
 import shutil
 from collections.abc import Callable, Sequence
@@ -163,7 +164,7 @@ def calibrate(
             }
             if options.only_if_faster and timing.speed <= 1:
                 raise _NotFaster
-            atomic_write(folder / REPORT, json.dumps(report, indent=1) + "\n")
+            atomic_write(folder / REPORT, json.dumps(_strict(report), indent=1, allow_nan=False) + "\n")
             short = ("model", "source", "plan", "kept", "errors", "bytes", "timing")
             made.extra["calibration"] = {key: report[key] for key in short}
             made.checks[TRANSFORMER_STEP] = {"z": errors.relative}
@@ -335,3 +336,12 @@ def _report(
             for r in closest(ranges.largest)
         ],
     }
+
+
+def _strict(data: Any) -> Any:
+    """Without NaN and infinity, which JSON does not have: null instead."""
+    if isinstance(data, dict):
+        return {key: _strict(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_strict(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -84,6 +84,8 @@ def measure(trials: Sequence[Trial], step: Callable[[Arrays], np.ndarray], graph
     worst, off, whole, off_x, whole_x = 1.0, 0.0, 0.0, 0.0, 0.0
     for trial in trials:
         z, true = step(trial.feeds).astype(np.float64), trial.z.astype(np.float64)
+        if not np.isfinite(z).all():
+            return Errors(0.0, np.inf, None if graphs is None else np.inf)
         worst = min(worst, float((z * true).sum() / max(np.linalg.norm(z) * np.linalg.norm(true), 1e-30)))
         off, whole = off + ((z - true) ** 2).sum(), whole + (true**2).sum()
         if graphs is not None:

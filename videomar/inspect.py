@@ -6,8 +6,11 @@ import json
 import struct
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
-from videomar.artifacts import MANIFEST, read_manifest, verify
+import numpy as np
+
+from videomar.artifacts import MANIFEST, Manifest, read_manifest, verify
 from videomar.config import ModelConfig
 from videomar.errors import ArtifactError, ConfigError
 from videomar.graphs import contract
@@ -22,6 +25,8 @@ def describe(directory: Path) -> dict[str, Any]:
         return _artifacts(directory)
     if (directory / "config.json").is_file():
         return _checkpoint(directory)
+    if directory.suffix == ".npz" and directory.is_file():
+        return _ranges(directory)
     raise ArtifactError(
         f"{directory} is neither a checkpoint (config.json) nor an artifact directory ({MANIFEST}); give one of those"
     )
@@ -44,6 +49,7 @@ def _artifacts(directory: Path) -> dict[str, Any]:
         "model": manifest.config.name,
         "facts": {
             "precision": manifest.precision,
+            **_calibration(manifest),
             "emitter": f"{manifest.emitter}, opset {manifest.opset}",
             **_model(manifest.config),
             "made by": ", ".join(f"{k} {v}" for k, v in manifest.made_by.items()),
@@ -53,6 +59,48 @@ def _artifacts(directory: Path) -> dict[str, Any]:
         "tensors": tensors,
         "checks": manifest.checks,
         "config": json.loads(manifest.config.to_json()),
+    }
+
+
+def _calibration(manifest: Manifest) -> dict[str, str]:
+    """What `videomar calibrate` measured of INT8 graphs."""
+    figures = manifest.extra.get("calibration")
+    if manifest.precision != "int8" or not isinstance(figures, dict):
+        return {}
+    errors, timing, kept = figures["errors"], figures["timing"], figures["kept"]
+    return {
+        "between": f"{manifest.activations} between graphs",
+        "ranges": f"{figures['plan']}; kept in floating point: {', '.join(kept) or 'nothing'}",
+        "held out": f"z cosine {errors['z_cosine']:.5f} at worst, sampled tokens {errors['sampled_relative']:.4f} off",
+        "pays": f"{timing['speed']:.2f}x a transformer step on {timing['backend']}, {figures['bytes']['int8']} bytes, "
+        f"{figures['bytes']['share_of_fp32']:.1%} of FP32's",
+    }
+
+
+def _ranges(file: Path) -> dict[str, Any]:
+    """A ranges.npz of `videomar calibrate`: what is readable of it is its header."""
+    try:
+        with np.load(file, allow_pickle=False) as data:
+            header = json.loads(data["header"].tobytes())
+        rows = [
+            f"{name:40} {row['least']:12.5g} {row['most']:12.5g}  {row['count']} numbers"
+            for name, row in header["inputs"].items()
+        ]
+        largest = [(value, f"{graph}: {name}") for graph, t in header["largest"].items() for name, value in t.items()]
+        clips, model = list(header["clips"].values()), str(header["model"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile) as error:
+        raise ArtifactError(f"{file} is not a file of ranges ({error!s:.80}); give a ranges.npz") from None
+    return {
+        "directory": str(file),
+        "kind": "ranges",
+        "model": f"checkpoint {model:.12}",
+        "facts": {"clips": str(len(clips))},
+        "files": {file.name: file.stat().st_size},
+        "tensors": {
+            "input of each linear: least, most": rows,
+            "largest values, FP16 ends at 65504": [f"{v:12.5g}  {name}" for v, name in sorted(largest, reverse=True)],
+        },
+        "clips": clips,
     }
 
 
