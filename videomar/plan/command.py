@@ -1,0 +1,73 @@
+"""`videomar plan`: from options to a report. The caller measures this machine; knows nothing of the runtime."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from videomar.artifacts import MANIFEST, atomic_write, read_manifest
+from videomar.config import PRESETS, ModelConfig
+from videomar.errors import ArtifactError, ConfigError, InputError
+from videomar.plan.devices import LOCAL, Device, device
+from videomar.plan.report import as_data, as_svg, as_text, make_report
+from videomar.plan.request import Request
+
+
+def read_model(source: str) -> tuple[ModelConfig, dict[str, Any]]:
+    """The config of a checkpoint, artifact directory or preset, and the fields of a Request that it decides.
+
+    Raises InputError for what is none of them, ArtifactError for one that cannot be read.
+    """
+    directory = Path(source)
+    if (directory / MANIFEST).is_file():
+        manifest = read_manifest(directory)
+        known = {"precision": manifest.precision, "emitter": manifest.emitter}
+        return manifest.config, known | {"cache_tokens": manifest.extra.get("cache_tokens")}
+    file = directory / "config.json"
+    if file.is_file():
+        try:
+            return ModelConfig.from_json(file.read_text(encoding="utf-8")), {}
+        except (OSError, UnicodeDecodeError, ConfigError) as error:
+            raise ArtifactError(f"{file}: {error}; copy it again") from None
+    if source in PRESETS:
+        return PRESETS[source], {}
+    raise InputError(
+        f"{source} is neither a checkpoint (config.json), nor an artifact directory ({MANIFEST}), nor a preset; "
+        f"give one of those, such as {', '.join(PRESETS)}"
+    )
+
+
+def read_request(args: argparse.Namespace) -> Request:
+    """What the options ask for; what they leave open is the model's default, and FP16 portable graphs."""
+    config, known = read_model(args.source)
+    knobs = ("frames", "height", "width", "mask_steps", "head_steps", "guidance_scale")
+    changes = {k: getattr(args, k) for k in knobs if getattr(args, k) is not None}
+    fields = known | {k: getattr(args, k) for k in ("precision", "emitter", "cache_tokens") if getattr(args, k)}
+    return Request(
+        config,
+        dataclasses.replace(config.sampling, **changes),
+        given=args.given,
+        kv_window=args.kv_window,
+        guidance_passes=args.guidance_passes,
+        text_embeddings=args.text_embeddings is not None,
+        **fields,
+    )
+
+
+def run(args: argparse.Namespace, this_machine: Callable[[], Device]) -> int:
+    """Print the plan; 0 when it fits on every device asked for, 1 when not. this_machine: measures when called."""
+    request = read_request(args)
+    devices = [this_machine() if name == LOCAL else device(name) for name in args.device]
+    reports = [make_report(request, d) for d in devices]
+    if args.json:
+        data = [as_data(r) for r in reports]
+        print(json.dumps(data[0] if len(data) == 1 else data, indent=2))
+    else:
+        print("\n\n".join(as_text(r) for r in reports))
+    if args.svg:
+        atomic_write(args.svg, as_svg(reports))
+    return 0 if all(r.fits for r in reports) else 1
