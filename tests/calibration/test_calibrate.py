@@ -33,6 +33,7 @@ from videomar.cli import main
 from videomar.errors import ArtifactError, InputError, ParityError
 from videomar.export.linter import lint_file
 from videomar.graphs import TRANSFORMER_STEP
+from videomar.inspect import describe
 from videomar.runtime.backends.ort import OrtBackend
 from videomar.runtime.pipeline import Pipeline
 from videomar.runtime.prompt import PromptTokenizer
@@ -385,6 +386,20 @@ def test_the_command_prints_the_figures_and_refuses_with_code_2(
     for wrong in (["--alpha", "2"], ["--ranges", str(tmp_path / "clips.txt")], []):
         assert main([*command, *clips, *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_inspect_shows_what_was_measured_and_what_was_seen(int8: Path, tmp_path: Path) -> None:
+    facts = describe(int8)["facts"]
+    assert (facts["precision"], facts["between"]) == ("int8", "fp32 between graphs")
+    assert "z cosine 0.99" in facts["held out"] and "kept in floating point: nothing" in facts["ranges"]
+    shown = describe(int8 / RANGES)
+    assert shown["facts"] == {"clips": "3"}
+    rows, largest = shown["tensors"].values()
+    assert len(rows) == 13 and rows[0].startswith("decoder_blocks.0.attn1.wqkv ")
+    assert len(largest) > 500
+    (tmp_path / "r.npz").write_bytes(b"rubbish")
+    with pytest.raises(ArtifactError, match="not a file of ranges"):
+        describe(tmp_path / "r.npz")
 
 
 def test_calibration_needs_no_pytorch() -> None:
