@@ -17,6 +17,7 @@ from videomar.config import ModelConfig, SamplingConfig
 from videomar.errors import ArtifactError, InputError
 from videomar.runtime.backends.base import Backend, Decoder
 from videomar.runtime.backends.choose import choose
+from videomar.runtime.embedding import PromptEmbedding
 from videomar.runtime.media import fit, load_picture, to_frames, to_pixels, write_video
 from videomar.runtime.prompt import PromptTokenizer
 from videomar.runtime.sampler import Progress, sample_frames
@@ -24,6 +25,7 @@ from videomar.runtime.timing import Timing
 from videomar.schedule import DiffusionSchedule, Noise, SeededNoise, masked_after_steps
 
 FPS = 24
+Prompt = str | PromptEmbedding
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,16 @@ class Pipeline:
 
     @staticmethod
     def open(
-        directory: str | Path, threads: int | None = None, check_hashes: bool = True, backend: str = "auto"
+        directory: str | Path,
+        threads: int | None = None,
+        check_hashes: bool = True,
+        backend: str = "auto",
+        lean: bool = False,
     ) -> Pipeline:
         """Load an artifact directory of `videomar export` or `videomar build` on a backend (choose.py) that runs it.
 
+        lean: load each graph when it is first needed and let the text encoder go once it has been used: less memory,
+        for a process that makes one clip.
         Raises ArtifactError when a file is missing, altered or of another version, UserError for an impossible backend.
         """
         directory = Path(directory)
@@ -84,23 +92,23 @@ class Pipeline:
         require_graphs(directory, manifest)
         verify(directory, manifest, hashes=check_hashes)
         tokenizer = PromptTokenizer(directory / "tokenizer.json", manifest.config.text)
-        chosen, why = choose(directory, manifest, backend, threads)
+        chosen, why = choose(directory, manifest, backend, threads, lean)
         return Pipeline(manifest.config, chosen, tokenizer, why)
 
-    def __call__(self, image: str | Path | np.ndarray, prompt: str, **knobs: Any) -> Video:
+    def __call__(self, image: str | Path | np.ndarray, prompt: Prompt, **knobs: Any) -> Video:
         """Generate a whole clip; knobs as in `latent_frames`."""
         timing = knobs["timing"] = knobs.get("timing") or Timing()
         latents, frames = zip(*self._decoded(image, prompt, knobs), strict=True)
         timing.finish()
         return Video(np.concatenate(frames), np.stack(latents, axis=1), timing)
 
-    def stream(self, image: str | Path | np.ndarray, prompt: str, **knobs: Any) -> Iterator[np.ndarray]:
+    def stream(self, image: str | Path | np.ndarray, prompt: Prompt, **knobs: Any) -> Iterator[np.ndarray]:
         """Yield pixel frames [height, width, 3] uint8 as soon as their latent frame is finished; given ones first."""
         for _, frames in self._decoded(image, prompt, knobs):
             yield from frames
 
     def _decoded(
-        self, image: str | Path | np.ndarray, prompt: str, knobs: dict[str, Any]
+        self, image: str | Path | np.ndarray, prompt: Prompt, knobs: dict[str, Any]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Every latent frame [channels, h, w] and its pixel frames [frames, height, width, 3] uint8, decoded once."""
         timing = knobs["timing"] = knobs.get("timing") or Timing()
@@ -122,7 +130,7 @@ class Pipeline:
     def latent_frames(
         self,
         image: str | Path | np.ndarray,
-        prompt: str,
+        prompt: Prompt,
         *,
         frames: int | None = None,
         mask_steps: int | None = None,
@@ -130,6 +138,8 @@ class Pipeline:
         guidance_scale: float | None = None,
         temperature: float | None = None,
         size: tuple[int, int] | None = None,
+        kv_window: int | None = None,
+        guidance_passes: int = 1,
         seed: int = 0,
         noise: Noise | None = None,
         timing: Timing | None = None,
@@ -138,8 +148,11 @@ class Pipeline:
         """Yield every latent frame of a clip, given ones first, as soon as it is finished.
 
         image: a picture file, [height, width, 3] uint8 (image to video), or [1 + 8k, height, width, 3] (video to
-        video). frames: pixel frames in all, 1 + 8k. size: (height, width) of the clip; the picture is scaled and
-        cropped to it. noise replaces `seed`. What is None is the model's default.
+        video). prompt: a sentence, or what `embed` made of one. frames: pixel frames in all, 1 + 8k. size: (height,
+        width) of the clip; the picture is scaled and cropped to it. kv_window: latent frames that each frame sees
+        besides the first and itself, all if None. guidance_passes: 2 takes both branches of guidance through the
+        transformer one after the other, with half the K/V each. noise replaces `seed`. What else is None is the
+        model's default.
         Raises InputError for anything that does not fit, before anything is run.
         """
         timing = timing or Timing()
@@ -153,27 +166,49 @@ class Pipeline:
             guidance_scale=guidance_scale,
             temperature=temperature,
         )
-        ids = self.tokenizer(prompt)
+        if kv_window is not None and kv_window < 1:
+            raise InputError(f"the K/V window is {kv_window} latent frames, expected at least 1; change --kv-window")
+        if guidance_passes not in (1, 2):
+            raise InputError(f"guidance passes are {guidance_passes}, expected 1 or 2; change --guidance-passes")
+        ids = None if isinstance(prompt, PromptEmbedding) else self.tokenizer(prompt)
         noise = SeededNoise(seed) if noise is None else noise
         pixels = to_pixels(fit(given, sampling.height, sampling.width))
         with timing.stage("text"):
-            states = self.backend.encode_text(ids)
+            states = prompt.states if isinstance(prompt, PromptEmbedding) else self.backend.encode_text(ids)
         with timing.stage("encoder"):
             latents = self.backend.encode(pixels)[0]
         for i in range(latents.shape[1]):
             yield LatentFrame(i, latents[:, i])
         total = self._latent_frames(sampling.frames)
-        generated = sample_frames(self.backend, self.config, states, latents, total, sampling, noise, timing, progress)
+        generated = sample_frames(
+            self.backend,
+            self.config,
+            states,
+            latents,
+            total,
+            sampling,
+            noise,
+            timing,
+            progress,
+            kv_window=kv_window,
+            guidance_passes=guidance_passes,
+        )
         for i, values in enumerate(generated, start=latents.shape[1]):
             yield LatentFrame(i, _finite(values))
 
+    def embed(self, prompt: str) -> PromptEmbedding:
+        """A prompt's text states, to be given instead of the prompt to this model anywhere; raises InputError."""
+        states = self.backend.encode_text(self.tokenizer(prompt))
+        return PromptEmbedding(prompt, states.astype(np.float32), self.config.text)
+
     def plan(
-        self, image: str | Path | np.ndarray, prompt: str, size: tuple[int, int] | None = None, **knobs: Any
+        self, image: str | Path | np.ndarray, prompt: Prompt, size: tuple[int, int] | None = None, **knobs: Any
     ) -> Plan:
         """What a generation with these arguments will do; raises InputError for anything that does not fit."""
         given = self._given(image)
         sampling = self._checked(given, size, **knobs)
-        self.tokenizer(prompt)
+        if not isinstance(prompt, PromptEmbedding):
+            self.tokenizer(prompt)
         latent = self._latent_frames(sampling.frames)
         steps = (latent - self._latent_frames(len(given))) * sampling.mask_steps
         return Plan(sampling.frames, sampling.frames - len(given), latent, steps, sampling.height, sampling.width)

@@ -115,22 +115,26 @@ def generate(args: argparse.Namespace) -> int:
     """Continue a picture or clip and write a video."""
     from tqdm import tqdm
 
+    from videomar.runtime.embedding import PromptEmbedding
     from videomar.runtime.media import load_clip, write_pictures, write_video
     from videomar.runtime.pipeline import Pipeline
     from videomar.runtime.timing import Timing
 
     if (args.image is None) == (args.video is None):
         raise InputError("give either --image (a picture) or --video (a clip whose first --given frames are continued)")
+    if (args.prompt is None) == (args.text_embeddings is None):
+        raise InputError("give either --prompt (a sentence) or --text-embeddings (a file of `videomar embed`)")
     as_video = args.output.suffix != ""
-    with Pipeline.open(args.directory, threads=args.threads, backend=args.backend) as pipe:
+    with Pipeline.open(args.directory, threads=args.threads, backend=args.backend, lean=True) as pipe:
         print(pipe.why)
+        prompt = args.prompt if args.prompt else PromptEmbedding.load(args.text_embeddings, pipe.config.text)
         given = load_clip(args.video, args.given) if args.video else args.image
         size = None
         if args.height is not None or args.width is not None:
             defaults = pipe.config.sampling
             size = (args.height or defaults.height, args.width or defaults.width)
         knobs = {k: getattr(args, k) for k in ("frames", "mask_steps", "head_steps", "guidance_scale", "temperature")}
-        plan = pipe.plan(given, args.prompt, size=size, **knobs)
+        plan = pipe.plan(given, prompt, size=size, **knobs)
         timing = Timing()
         with tqdm(total=plan.steps, unit="step", leave=False, delay=2, disable=None, bar_format=_BAR) as bar:
 
@@ -138,9 +142,8 @@ def generate(args: argparse.Namespace) -> int:
                 bar.set_description(f"latent frame {frame + 1} of {plan.latent_frames}", refresh=False)
                 bar.update()
 
-            frames = pipe.stream(
-                given, args.prompt, size=size, seed=args.seed, timing=timing, progress=progress, **knobs
-            )
+            knobs |= {"kv_window": args.kv_window, "guidance_passes": args.guidance_passes}
+            frames = pipe.stream(given, prompt, size=size, seed=args.seed, timing=timing, progress=progress, **knobs)
             if as_video:
                 write_video(args.output, frames, args.fps)
             else:
@@ -153,6 +156,17 @@ def generate(args: argparse.Namespace) -> int:
     spent = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in timing.seconds.items())
     print(f"time in {spent}, rest {total - sum(timing.seconds.values()):.2f} s")
     _print_peak_memory()
+    return 0
+
+
+def embed(args: argparse.Namespace) -> int:
+    """Write a prompt's text states, so that whoever generates needs no text encoder."""
+    from videomar.runtime.pipeline import Pipeline
+
+    with Pipeline.open(args.directory, threads=args.threads, backend=args.backend, lean=True) as pipe:
+        embedding = pipe.embed(args.prompt)
+    embedding.save(args.output)
+    print(f"{args.output}: {embedding.states.shape[1]} tokens of {embedding.states.shape[2]} numbers")
     return 0
 
 
@@ -318,6 +332,7 @@ def _as_text(description: dict[str, Any], tensors: bool) -> str:
 RUNS: dict[str, Run] = {
     "import": import_,
     "export": export,
+    "embed": embed,
     "generate": generate,
     "calibrate": calibrate,
     "build": build,

@@ -477,3 +477,21 @@ def test_every_frame_is_on_the_contact_sheet(count: int, columns: int, scale: in
     for index, frame in enumerate(frames):
         top, left = index // across * (3 * scale + gap), index % across * (4 * scale + gap)
         np.testing.assert_array_equal(sheet[top : top + 3 * scale : scale, left : left + 4 * scale : scale], frame)
+
+
+def test_the_same_frames_give_the_same_file_whatever_lay_in_memory_before(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    ramp = np.add.outer(np.arange(64), np.arange(64)).astype(np.uint8)
+    frames = [np.roll(np.stack([ramp, ramp[::-1], ramp.T], axis=-1), shift, axis=1) for shift in range(17)]
+
+    def written(index: int) -> bytes:
+        def littered() -> Iterator[np.ndarray]:
+            for frame in frames:
+                litter = [rng.integers(0, 256, rng.integers(1000, 200_000), np.uint8) for _ in range(30)]
+                del litter
+                yield frame
+
+        media.write_video(tmp_path / f"{index}.mp4", littered(), 24)
+        return (tmp_path / f"{index}.mp4").read_bytes()
+
+    assert len({written(index) for index in range(4)}) == 1
