@@ -428,7 +428,8 @@ def copy_with(source: Path, target: Path, graph: str, edit: Callable[[Surgery], 
 def trial(plant: Plant, out: Path) -> dict[str, Any]:
     """Plant it, compare, bisect."""
     with tempfile.TemporaryDirectory(dir=out) as folder:
-        reference, planted = out / PORTABLE, Path(folder) / "planted"
+        # The same emitter on both sides tells the most; FP16 is portable.
+        reference, planted = out / (NATIVE if plant.base == NATIVE else PORTABLE), Path(folder) / "planted"
         copy_with(out / plant.base, planted, plant.graph, plant.edit)
         if plant.reference is not None:
             reference = Path(folder) / "reference"

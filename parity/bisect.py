@@ -150,7 +150,7 @@ class Search:
         if kind in (HEAD, None):
             yield from self._head(every_step=kind is not None)
         if kind in (DECODED, None):
-            yield self._decoded()
+            yield from self._decoded(history=kind is not None)
 
     def _simple(self, part: str, inputs: dict[str, np.ndarray | None]) -> tuple[Place, Walked]:
         given = {name: value for name, value in inputs.items() if value is not None}
@@ -161,22 +161,24 @@ class Search:
         states = {"states": self._notes.states}
         yield Place(TEXT_KEY_VALUES), self.walk(TEXT_KEY_VALUES, states, states)
 
-    def _decoded(self) -> tuple[Place, Walked]:
-        """The latest latent frame, after each side has decoded those before on its own."""
+    def _decoded(self, history: bool) -> Iterator[tuple[Place, Walked]]:
+        """The latest latent frame; then, with `history`, those that made what it was carried."""
         config, latents = self._b.config, self._notes.latents
         spec = contract(config, "fp32", in_place=False)[TOKENIZER_DECODER]
         nothing = nothing_carried(spec, decoder_axes(config.tokenizer, *self._notes.decoding))
-        carried, results = [nothing, nothing], [t.name for t in spec.outputs if t.name != "pixels"]
-        for i, latent in enumerate(latents[:-1]):
-            self._progress("frames decoded before")
-            made = [
-                side.whole(TOKENIZER_DECODER, _decoder_inputs(latent, i, c), results)
-                for side, c in zip((self._a, self._b), carried, strict=True)
-            ]
-            carried = [{name: m[name.replace("past_", "present_")] for name in nothing} for m in made]
-        last = len(latents) - 1
-        inputs = [_decoder_inputs(latents[last], last, c) for c in carried]
-        return Place(TOKENIZER_DECODER, last), self.walk(TOKENIZER_DECODER, *inputs)
+        results = [t.name for t in spec.outputs if t.name != "pixels"]
+        calls, carried = [], [nothing, nothing]
+        for i, latent in enumerate(latents):
+            calls.append([_decoder_inputs(latent, i, c) for c in carried])
+            if i + 1 < len(latents):
+                self._progress("frames decoded before")
+                made = [
+                    side.whole(TOKENIZER_DECODER, inputs, results)
+                    for side, inputs in zip((self._a, self._b), calls[-1], strict=True)
+                ]
+                carried = [{name: m[name.replace("past_", "present_")] for name in nothing} for m in made]
+        for i in (len(calls) - 1, *range(len(calls) - 1 if history else 0)):
+            yield Place(TOKENIZER_DECODER, i), self.walk(TOKENIZER_DECODER, *calls[i])
 
     def _passes(self, history: bool) -> Iterator[tuple[Place, Walked]]:
         """The latest pass; then, with `history`, those that wrote the K/V it read, then what wrote the text's."""

@@ -235,7 +235,7 @@ def test_two_checkpoints_another_model_and_no_place_to_write_are_refused(
         ([tiny_artifacts, tmp_path / "none"], "does not exist"),
         ([tiny_artifacts, tiny_artifacts, "--json", tmp_path / "no" / "file"], "cannot be written"),
         ([tiny_artifacts, tiny_artifacts, "--frames", "10"], "expected 1 + 8k"),
-        ([tiny_artifacts, tiny_artifacts, "--mask-steps", "99"], "mask_steps"),
+        ([tiny_artifacts, tiny_artifacts, "--mask-steps", "99"], "mask steps is 99"),
     ):
         assert main(["bisect", *map(str, arguments), "--prompt", "a red circle falls", "--threads", "1"]) == 2
         error = capsys.readouterr().err
