@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, shape_inference
 from videomar.calibration.linears import Linear
 from videomar.calibration.plain import Arrays
 from videomar.calibration.ranges import Ranges, Seen
+from videomar.errors import InputError
 
 LOWEST = {TensorProto.FLOAT: float(np.finfo(np.float32).min), TensorProto.FLOAT16: float(np.finfo(np.float16).min)}
 LARGEST = "::largest"
@@ -87,15 +88,20 @@ def link_or_copy(source: Path, target: Path) -> None:
 class Observer:
     """Takes what watched graphs return into `Ranges`."""
 
-    def __init__(self, ranges: Ranges, linears: Iterable[Linear]) -> None:
-        self._ranges, self._linears = ranges, list(linears)
+    def __init__(self, ranges: Ranges, linears: Iterable[Linear], clip: str) -> None:
+        self._ranges, self._linears, self._clip = ranges, list(linears), clip
 
     def __call__(self, graph: str, outputs: Arrays) -> None:
-        """One call of one graph."""
+        """One call of one graph; raises InputError at the first linear whose input is not finite."""
         for linear in self._linears:
             if linear.source in outputs:
                 seen = self._ranges.inputs.setdefault(linear.name, Seen())
                 seen.add(outputs[linear.source])
+                if seen.bad:
+                    raise InputError(
+                        f"clip {self._clip!r}: the input of {linear.name} held {seen.bad} NaN or infinite numbers, "
+                        "expected finite ones; calibrate the fp32 export, or mend the checkpoint"
+                    )
         found = {n.removesuffix(LARGEST): float(v) for n, v in outputs.items() if n.endswith(LARGEST)}
         if found:
             largest = self._ranges.largest.setdefault(graph, {})

@@ -234,7 +234,7 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_the_same(
     done = collect(tiny_artifacts, manifest, clips[:3], {}, state, 1)
     assert started == [clips[1].name, clips[2].name]
     _assert_equal(done, ranges)
-    in_groups = collect(tiny_artifacts, manifest, clips[:3], {}, tmp_path / "groups.npz", 1, memory=5000)
+    in_groups = collect(tiny_artifacts, manifest, clips[:3], {}, tmp_path / "groups.npz", 1, memory=10000)
     assert len(started) > 2 + 3
     _assert_equal(in_groups, ranges)
 
