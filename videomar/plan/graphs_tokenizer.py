@@ -115,7 +115,7 @@ class _Writer:
     def norm(self, x: Clip) -> Clip:
         """Over channels and space of every frame: frames to the front, normalize, scale, shift, and back."""
         y = self.tape.compute(x.value.elements, self.tape.view(x.value.elements, x.value), flops=5.0 * x.value.elements)
-        y = self.tape.pointwise(y, steps=2, params=x.c)
+        y = self.tape.pointwise(self.tape.pointwise(y, params=x.c), params=x.c)
         return x._replace(value=self.tape.view(y.elements, y))
 
     def silu(self, x: Clip) -> Clip:
