@@ -113,11 +113,11 @@ def lines(
         marks = [(10.0**e, f"1e{e}") for e in range(scale.low, scale.high + 1)]
         share = scale.share
     else:
-        least, most = _nice(min([*found, *bounds], default=0), max([*found, *bounds], default=1))
-        marks = [(v, f"{v:g}") for v in np.linspace(least, most, 5)]
+        ticks_y = _ticks(min([*found, *bounds], default=0), max([*found, *bounds], default=1))
+        marks = [(v, f"{v:g}") for v in ticks_y]
 
         def share(value: float) -> float:
-            return (value - least) / (most - least)
+            return (value - ticks_y[0]) / (ticks_y[-1] - ticks_y[0])
 
     def at(index: float, value: float) -> tuple[float, float]:
         return left + (width - left - right) * index / (count - 1), low - (low - top) * share(value)
@@ -153,21 +153,25 @@ def lines(
     return drawing
 
 
-def _nice(least: float, most: float) -> tuple[float, float]:
-    step = 10.0 ** np.floor(np.log10(max(most - least, 1e-9)))
-    low, high = float(np.floor(least / step) * step), float(np.ceil(most / step) * step)
-    return (low, high) if high > low else (low - step, high + step)
+def _ticks(least: float, most: float) -> list[float]:
+    """Round numbers, at most six, that hold both ends."""
+    span = max(most - least, 1e-6)
+    for step in (m * 10.0**e for e in range(int(np.floor(np.log10(span))) - 1, 99) for m in (1, 2, 5)):
+        low, high = np.floor(least / step), np.ceil(most / step)
+        if low < high <= low + 5:
+            return [float(step * n) for n in np.arange(low, high + 1)]
+    raise AssertionError("unreachable")
 
 
 def frames_strip(
-    title: str, reference: np.ndarray, candidate: np.ndarray, names: tuple[str, str], most: int = 7, width: float = 1104
+    title: str, reference: np.ndarray, candidate: np.ndarray, names: tuple[str, str], most: int = 5, width: float = 1104
 ) -> Drawing:
     """Frames of both clips above each other and their amplified difference, frames evenly spread, the last included."""
     left, top = 96, 44
     chosen = np.unique(np.linspace(0, len(reference) - 1, min(most, len(reference))).round().astype(int))
     factor = amplification(reference, candidate)
     h, w = reference.shape[1:3]
-    wide = min((width - left) / len(chosen) - 4, 2.0 * w)
+    wide = min((width - left) / len(chosen) - 4, 3.0 * w)
     tall = wide * h / w
     drawing = Drawing(width, top + 3 * (tall + 4) + 24, f"{title}: frames of both and their difference times {factor}")
     drawing.text(0, 16, title, 13, INK, 600)

@@ -20,7 +20,7 @@ class Spot:
     step: int = -1
 
     def __str__(self) -> str:
-        parts = [f"case {self.case}"] if self.case else []
+        parts = [self.case] if self.case else []
         parts += [f"latent frame {self.frame}"] if self.frame >= 0 else []
         parts += [f"mask step {self.step}"] if self.step >= 0 else []
         return ", ".join(parts)

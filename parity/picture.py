@@ -108,6 +108,7 @@ def _findings(candidate: Data, rung: str) -> list[tuple[str, str, str]]:
         if finding["rung"] == rung:
             bound = f"{MEASURES[finding['measure']]} {gate_text(finding)}"
             bound += f" (got {number(finding['measure'], finding['got'])})" if rung == RUNGS[-1] else ""
+            bound += f" ({finding['note']})" if finding["passed"] is None else ""
             found.append((bound, *kinds[finding["passed"]]))
     return found
 

@@ -114,7 +114,7 @@ def test_a_fault_in_one_late_step_is_named_with_its_frame_and_step(fake_side: Ma
     miss = verdict.first_miss
     assert miss is not None and miss.where is not None
     assert (miss.gate.rung, miss.where.frame, miss.where.step) == ("head", 2, 1)
-    assert "case case 0, latent frame 2, mask step 1" in verdict.sentence("A B")
+    assert "at case 0, latent frame 2, mask step 1" in verdict.sentence("A B")
 
 
 def test_k_v_of_another_frame_show_from_the_frame_that_reads_them(fake_side: MakeSide) -> None:
