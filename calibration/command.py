@@ -9,8 +9,9 @@ from typing import Any
 from tqdm import tqdm
 
 from videomar.artifacts import read_manifest
-from videomar.calibration.calibrate import Options, Outcome, calibrate
+from videomar.calibration.calibrate import Outcome, calibrate
 from videomar.calibration.clips import CalibrationClip, demo_clips, read_list
+from videomar.calibration.options import Options
 from videomar.calibration.overflow import FP16_MOST
 from videomar.errors import InputError
 

@@ -5,6 +5,8 @@ Teacher-forced: every candidate gets the same tokens and K/V. Knows nothing of h
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from videomar.errors import InputError
 from videomar.graphs import HEAD_CONDITION, HEAD_STEP, TRANSFORMER_STEP
 
 STEPS = 6  # kept of every held-out clip, spread over its frames and mask steps
+LARGE = 1 << 20  # bytes from which on an input is kept in a file, as the K/V of finished frames are
 
 
 @dataclass
@@ -52,31 +55,71 @@ def record(
     clips: Sequence[CalibrationClip],
     knobs: dict[str, Any],
     threads: int | None = None,
+    folder: Path | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> list[Trial]:
-    """Run held-out clips through the source graphs and keep STEPS mask steps of each, and the frames' store passes."""
+    """Run held-out clips through the source graphs and keep STEPS mask steps of each.
+
+    folder: large inputs lie in files there, and are read when they are used; without it, in memory.
+    """
     graphs, trials = Graphs(directory, threads), []
     for clip in clips:
-        made: list[Trial] = []
-
-        def run(graph: str, feeds: Arrays, clip: CalibrationClip = clip, made: list[Trial] = made) -> Arrays:
-            outputs = graphs(graph, feeds)
-            if graph == TRANSFORMER_STEP:
-                made.append(Trial(clip.name, feeds, outputs["z"], [], np.zeros(0), np.zeros(0)))
-            elif graph == HEAD_CONDITION:
-                made[-1].timesteps = feeds["timesteps"]
-            elif graph == HEAD_STEP:
-                made[-1].head.append({k: v for k, v in feeds.items() if k != "condition"})
-                made[-1].sampled = outputs["next"]
-            return outputs
-
-        generate(pipeline(directory, manifest, run), clip, knobs, tick)
-        steps = [trial for trial in made if trial.head]
-        chosen = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(STEPS, len(steps)))})
-        trials += [steps[i] for i in chosen]
+        recorder = _Recorder(graphs, clip.name, folder)
+        pipe = pipeline(directory, manifest, recorder)
+        steps = pipe.plan(clip.given, clip.prompt, **knobs).steps
+        recorder.chosen = {round(i) for i in np.linspace(0, steps - 1, min(STEPS, steps))}
+        generate(pipe, clip, knobs, tick)
+        trials += recorder.made
     if not all(np.isfinite(t.z).all() and np.isfinite(t.sampled).all() for t in trials):
         raise InputError("the source graphs make NaN or infinite numbers on the held-out clips, expected finite ones")
     return trials
+
+
+class _Recorder:
+    """A `Run` that keeps the chosen mask steps of one clip."""
+
+    def __init__(self, graphs: Graphs, clip: str, folder: Path | None) -> None:
+        self._graphs, self._clip, self._files = graphs, clip, _Files(folder)
+        self._step = -1
+        self.chosen: set[int] = set()
+        self.made: list[Trial] = []
+
+    def __call__(self, graph: str, feeds: Arrays) -> Arrays:
+        outputs = self._graphs(graph, feeds)
+        masks = graph == TRANSFORMER_STEP and bool(feeds["masked"].any())  # the others only store K/V
+        self._step += masks
+        if self._step not in self.chosen:
+            return outputs
+        if masks:
+            kept = self._files.take(feeds)
+            self.made.append(Trial(self._clip, kept, outputs["z"], [], np.zeros(0), np.zeros(0)))
+        elif graph == HEAD_CONDITION:
+            self.made[-1].timesteps = feeds["timesteps"]
+        elif graph == HEAD_STEP:
+            self.made[-1].head.append({k: v for k, v in feeds.items() if k != "condition"})
+            self.made[-1].sampled = outputs["next"]
+        return outputs
+
+
+class _Files:
+    """Large arrays as files; what one frame's steps share is written once."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._last: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # name -> the array as it came, and its file
+
+    def take(self, feeds: Arrays) -> Arrays:
+        if self._folder is None:
+            return feeds
+        return {name: value if value.nbytes < LARGE else self._file(name, value) for name, value in feeds.items()}
+
+    def _file(self, name: str, value: np.ndarray) -> np.ndarray:
+        if name not in self._last or self._last[name][0] is not value:
+            handle, path = tempfile.mkstemp(suffix=".npy", dir=self._folder)
+            os.close(handle)
+            np.save(path, value)
+            self._last[name] = value, np.load(path, mmap_mode="r")
+        return self._last[name][1]
 
 
 def measure(trials: Sequence[Trial], step: Callable[[Arrays], np.ndarray], graphs: Graphs | None = None) -> Errors:

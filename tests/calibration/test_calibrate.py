@@ -17,13 +17,13 @@ import pytest
 from onnx import numpy_helper
 
 from videomar.artifacts import read_manifest, write_manifest
-from videomar.calibration import calibrate as stages
 from videomar.calibration import collect as collecting
-from videomar.calibration import qdq
-from videomar.calibration.calibrate import RANGES, REPORT, Options, calibrate
+from videomar.calibration import qdq, writing
+from videomar.calibration.calibrate import calibrate
 from videomar.calibration.clips import CalibrationClip, demo_clips, read_list
 from videomar.calibration.collect import collect, linears_of, model_id
 from videomar.calibration.observe import LARGEST, float_tensors, watched_copy
+from videomar.calibration.options import RANGES, REPORT, Options
 from videomar.calibration.pays import Timing
 from videomar.calibration.plain import Graphs, PlainBackend, open_session
 from videomar.calibration.probe import Probe
@@ -255,7 +255,7 @@ def _assert_equal(one: Ranges, other: Ranges) -> None:
 def test_where_int8_is_slower_the_command_says_so_and_writes_only_if_it_may(
     tiny_artifacts: Path, ranges: Ranges, clips: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "time_steps", lambda *args: Timing(1.0, 2.0))
+    monkeypatch.setattr(writing, "time_steps", lambda *args: Timing(1.0, 2.0))
     ranges.save(tmp_path / RANGES)
     for only, out in ((True, tmp_path / "no"), (False, tmp_path / "yes")):
         options = dataclasses.replace(OPTIONS, only_if_faster=only)
