@@ -30,7 +30,7 @@ from videomar.graphs import (
 from videomar.runtime.backends.base import Backend, ClipPlan, predicted_sizes
 from videomar.runtime.backends.ort_cache import FixedCache, GrowingCache
 from videomar.runtime.backends.ort_decoder import OrtDecoder
-from videomar.runtime.backends.ort_memory import Buffer, DeviceMemory, HostMemory, Memory, device_failed
+from videomar.runtime.backends.ort_memory import Buffer, DeviceMemory, HostMemory, Memory, device_failed, trim
 from videomar.runtime.backends.ort_providers import CPU, Providers
 
 NEEDED = (TEXT_ENCODER, TEXT_KEY_VALUES, TOKENIZER_ENCODER, TOKENIZER_DECODER, TRANSFORMER_STEP, DIFFUSION_HEAD)
@@ -66,6 +66,8 @@ class OrtBackend(Backend):
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or allowed_cores()
         options.log_severity_level = 3
+        # A pattern is one block beside the arena that already holds as much; without it every size costs once.
+        options.enable_mem_pattern = self._device != "cpu"
         self._directory, self._manifest, self._options, self._providers = directory, manifest, options, providers
         self.sessions: dict[str, ort.InferenceSession] = {}
         self._lean = lean
@@ -83,6 +85,7 @@ class OrtBackend(Backend):
                 raise self._not_loaded(file, self._manifest, error) from None
             self._providers.check(session.get_providers())
             self.sessions[name] = session
+            trim()  # of what parsing the file left
         return self.sessions[name]
 
     def _not_loaded(self, file: Path, manifest: Manifest, error: Exception) -> UserError:
@@ -100,6 +103,7 @@ class OrtBackend(Backend):
         states = self._run(TEXT_ENCODER, ids)
         if self._lean:
             del self.sessions[TEXT_ENCODER]
+            trim()
         return states
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
@@ -110,7 +114,10 @@ class OrtBackend(Backend):
 
     def _run(self, name: str, value: np.ndarray) -> np.ndarray:
         try:
-            return self.session(name).run(None, {self.specs[name].inputs[0].name: value})[0]
+            options = self.memory.shrink if isinstance(self.memory, HostMemory) else None
+            result = self.session(name).run(None, {self.specs[name].inputs[0].name: value}, options)[0]
+            trim()
+            return result
         except Exception as error:
             if self._device == "cpu":
                 raise
@@ -172,7 +179,7 @@ class OrtClip:
         text = {n: memory.zeros((both, t.heads, length, t.head_dim), dtype) for n in layer_names("text", t.depth)}
         for name, buffer in text.items():
             memory.bind_output(binding, name, buffer)
-        memory.run(backend.session(TEXT_KEY_VALUES), binding, TEXT_KEY_VALUES)
+        memory.run(backend.session(TEXT_KEY_VALUES), binding, TEXT_KEY_VALUES, last=True)
         self._text = text
         count = plan.branches // plan.passes
         self._passes = [
@@ -203,7 +210,8 @@ class OrtClip:
                 memory.put(each.binding, name, buffer, values[name])
             memory.put(each.binding, "predict", now.predict, predict)
             memory.bind_output(each.binding, "z", each.rows_of(now.z))
-            memory.run(self._session(TRANSFORMER_STEP), each.binding, TRANSFORMER_STEP)
+            last = not masked.any()  # it only stores the frame's K/V: the next frame's passes are larger
+            memory.run(self._session(TRANSFORMER_STEP), each.binding, TRANSFORMER_STEP, last)
 
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
         memory, binding, now = self._memory, self._head, self._now
@@ -231,8 +239,8 @@ class OrtClip:
             binding.clear_binding_outputs()
         for each in self._passes:
             each.cache.close()
-        for buffers in (self._inputs, self._text, self._sizes, self._constant):
-            buffers.clear()
+        for held in (self._passes, self._inputs, self._text, self._sizes, self._constant):
+            held.clear()
 
 
 class _Pass:

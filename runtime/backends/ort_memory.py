@@ -8,6 +8,9 @@ address with the shape does the same.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -58,12 +61,16 @@ class Memory(Protocol):
     def drop(self, source: Buffer, target: Buffer, start: int) -> None:
         """Copy [b, h, n, d] to [b, h, n - gone, d] without the tokens from `start` on that there is no room for."""
 
-    def run(self, session: ort.InferenceSession, binding: ort.IOBinding, what: str) -> None:
-        """Run `what`, a graph's name, and wait for it."""
+    def run(self, session: ort.InferenceSession, binding: ort.IOBinding, what: str, last: bool = False) -> None:
+        """Run `what`, a graph's name, and wait for it. last: passes of this size end here, free what they needed."""
 
 
 class HostMemory:
     """numpy arrays, bound in place: a step writes into them and nothing is copied."""
+
+    def __init__(self) -> None:
+        self.shrink = ort.RunOptions()  # the arena gives back what it does not use
+        self.shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def zeros(self, shape: Sequence[int], dtype: Any) -> Buffer:
         return self._wrap(np.zeros(shape, dtype))
@@ -95,8 +102,11 @@ class HostMemory:
         _array(target)[:, :, :start] = _array(source)[:, :, :start]
         _array(target)[:, :, start:] = _array(source)[:, :, start + gone :]
 
-    def run(self, session: ort.InferenceSession, binding: ort.IOBinding, what: str) -> None:
-        session.run_with_iobinding(binding)
+    def run(self, session: ort.InferenceSession, binding: ort.IOBinding, what: str, last: bool = False) -> None:
+        if not last:
+            return session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding, self.shrink)
+        trim()
 
 
 class DeviceMemory:
@@ -169,13 +179,27 @@ class DeviceMemory:
         self.bind_output(binding, "copied", target)
         self.run(copier, binding, "the K/V copy")
 
-    def run(self, session: ort.InferenceSession, binding: ort.IOBinding, what: str) -> None:
+    def run(self, session: ort.InferenceSession, binding: ort.IOBinding, what: str, last: bool = False) -> None:
         try:
             binding.synchronize_inputs()
             session.run_with_iobinding(binding)
             binding.synchronize_outputs()
         except Exception as error:  # ONNX Runtime's own exception types are not public
             raise device_failed(self._device, what, error) from error
+
+
+def trim() -> None:
+    """Hand freed memory back to the system: glibc keeps it for itself."""
+    if call := _malloc_trim():
+        call(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's call, None where there is another C library."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        return ctypes.CDLL(None).malloc_trim
+    return None
 
 
 def device_failed(device: str, what: str, error: Exception) -> DeviceError:

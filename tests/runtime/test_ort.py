@@ -119,9 +119,9 @@ class SpySession:
     def io_binding(self) -> SpyBinding:
         return SpyBinding(self.real.io_binding())
 
-    def run_with_iobinding(self, binding: SpyBinding) -> None:
+    def run_with_iobinding(self, binding: SpyBinding, *options: ort.RunOptions) -> None:
         self.runs.append(dict(binding.addresses))
-        self.real.run_with_iobinding(binding.real)
+        self.real.run_with_iobinding(binding.real, *options)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
