@@ -42,7 +42,8 @@ GRAPHS = (
 
 # Largest relative L2 error of any output against the FP32 PyTorch model that export lets pass. FP16's are what the
 # arithmetic honestly reaches, with room of about two: the head's loop multiplies an error by its early, steep steps.
-# INT8 rounds the transformer's linears alone (demo model: K/V of a frame 2.4e-2, z 1.4e-2); the rest is as exported.
+# INT8 rounds the transformer's linears alone, the rest is as exported. Demo model: K/V of a frame 2.4e-2, z 1.4e-2; the
+# bound is that of z's least cosine, 0.997, which is 7.7e-2.
 TOLERANCE: dict[str, dict[str, float]] = {
     "fp32": dict.fromkeys(GRAPHS, 1e-4),
     "fp16": {
@@ -56,7 +57,7 @@ TOLERANCE: dict[str, dict[str, float]] = {
         HEAD_STEP: 1e-2,
     },
 }
-TOLERANCE["int8"] = TOLERANCE["fp16"] | {TRANSFORMER_STEP: 5e-2}
+TOLERANCE["int8"] = TOLERANCE["fp16"] | {TRANSFORMER_STEP: 1e-1}
 
 
 @dataclass(frozen=True)

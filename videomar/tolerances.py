@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from videomar.errors import InputError
-from videomar.graphs import TOLERANCE, TRANSFORMER_STEP
+from videomar.graphs import TOLERANCE
 
 # The ladder, in order. HEAD is the head given the reference's z, SAMPLED the head given the candidate's own.
 TEXT, ENCODED, Z, HEAD, SAMPLED, DECODED, CLIP, TASK = RUNGS = (
@@ -76,7 +76,5 @@ def coarser(*precisions: str) -> str:
 
 
 def graph_tolerances(precision: str) -> dict[str, float]:
-    """Graph -> largest relative L2 error of any of its outputs; INT8 weights are in the transformer's linears alone."""
-    if precision == "int8":
-        return {**TOLERANCE["fp16"], TRANSFORMER_STEP: 0.1}
+    """Graph -> largest relative L2 error of any of its outputs."""
     return dict(TOLERANCE[precision])
