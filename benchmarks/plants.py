@@ -4,6 +4,7 @@
 
 Twenty seeded plants each of six kinds, by surgery on copies of exported graphs (out/demo-fp32-portable, -fp32, -fp16):
 another layer, frame, step and size each time. `compare` has to fail, `bisect` has to name module, frame and step.
+A seventh kind, `quantized`, needs out/demo-int8: videomar calibrate out/demo-fp32-portable --demo 4 -o out/demo-int8
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from videomar.parity.subject import open_subject
 from videomar.parity.verdict import judge
 from videomar.schedule import masked_after_steps
 
-PORTABLE, NATIVE, HALF = "demo-fp32-portable", "demo-fp32", "demo-fp16"
+PORTABLE, NATIVE, HALF, INT8 = "demo-fp32-portable", "demo-fp32", "demo-fp16", "demo-int8"
 TOKENS, STEPS, HEAD_STEPS, DEPTH, HEADS, DIM = 64, 8, 25, 4, 3, 64  # of the demo model's default clip
 Rng = np.random.Generator
 Spot = tuple[int, int]  # frame, mask step
@@ -334,7 +335,9 @@ def overflow(rng: Rng, i: int) -> Plant:
         name = f"attentions.{layer}.wkv"
 
         def keys(w: np.ndarray) -> np.ndarray:
+            w = w.astype(np.float32)
             w.reshape(w.shape[0], HEADS, 2, DIM)[:, :, 0] *= factor
+            assert np.abs(w).max() < 65504  # the stored numbers themselves fit
             return w
 
         def edit(s: Surgery) -> None:
@@ -349,11 +352,13 @@ def overflow(rng: Rng, i: int) -> Plant:
         3: (f"{attn}.{'wkv' if last else 'wqkv'}", slice(-width, None)),
     }[way]
     if way == 3:
-        factor = 2.0**14
+        factor = 2.0**15  # what reads the values is divided by it, into the smallest numbers that FP16 has
 
     def edit(s: Surgery) -> None:
         def more(w: np.ndarray) -> np.ndarray:
+            w = w.astype(np.float32)
             w[:, part] *= factor
+            assert np.abs(w).max() < 65504  # the stored numbers themselves fit
             return w
 
         s.weight(f"{name}.weight", more)
@@ -395,6 +400,17 @@ def transposed(rng: Rng, i: int) -> Plant:
     return Plant("transposed", what, base, TRANSFORMER_STEP, lambda s: s.weight(f"{module}.weight", heads), module)
 
 
+def quantized(rng: Rng, i: int) -> Plant:
+    """A Q/DQ scale of a linear: of its matrix or of its input."""
+    layer = i % DEPTH
+    names = ["attn1.wkv" if layer == DEPTH - 1 else "attn1.wqkv", "attn1.wo", "attn2.wo", "ff.net.0.proj", "ff.net.2"]
+    module = f"decoder_blocks.{layer}.{names[i // DEPTH % len(names)]}"
+    which, factor = ("weight", rng.choice([0.25, 4.0, -1.0])) if i % 2 else ("input", rng.choice([1 / 16, 32.0]))
+    name = f"{module}.{which}_scale"
+    edit = lambda s: s.weight(name, scaled(float(factor)))  # noqa: E731
+    return Plant("Q/DQ scale", f"{name} x {factor:g}", INT8, TRANSFORMER_STEP, edit, module)
+
+
 KINDS = {
     "scale": scale,
     "swapped": swapped,
@@ -402,6 +418,7 @@ KINDS = {
     "nan": nan,
     "overflow": overflow,
     "transposed": transposed,
+    "quantized": quantized,
 }
 
 
@@ -471,7 +488,7 @@ def trial(plant: Plant, out: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out"))
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS)[:6])
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -301,7 +301,11 @@ class Search:
         and form."""
         found: dict[str, float | None] = {}
         for name in self._latest[1].weights(tensor):
+            stem = name.removesuffix("_scale")
             mine, theirs = self._a.weight(part, name), self._b.weight(part, name)
+            whole = self._b.weight(part, f"{stem}_quantized") if stem != name else None
+            if whole is not None and theirs is not None:  # per output channel
+                name, mine, theirs = stem, self._a.weight(part, stem), whole * theirs
             if theirs is not None and theirs.dtype.kind == "f" and theirs.ndim:
                 found[name] = None if mine is None else relative(theirs, mine)
         return found
@@ -311,12 +315,15 @@ class Search:
 
         The first whose stored tensors are not A's; else the only one of which nothing can be said; else the last.
         """
-        steps = self._latest[1].modules(tensor)
+        cut = self._latest[1]
+        if "int8" in (self._a.precision, self._b.precision):
+            return cut.graph.module(tensor)  # a quantized linear with the smoothed norm in front
+        steps = cut.modules(tensor)
         for module, read in steps:
             if any((weights.get(name) or 0) > self._gate / 5 for name in read):
                 return module
         open_ones = {m for m, read in steps if not read or any(weights.get(name) is None for name in read)}
-        return open_ones.pop() if len(open_ones) == 1 else self._latest[1].graph.module(tensor)
+        return open_ones.pop() if len(open_ones) == 1 else cut.graph.module(tensor)
 
 
 def _none_finished(text: Arrays, depth: int) -> dict[str, np.ndarray]:

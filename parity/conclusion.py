@@ -58,8 +58,9 @@ def _kind_and_mend(finding: Finding, guilty: Layer, precision: str, verdict: str
     remains = _remains(finding)
     if wide and precision == "int8":
         mend = (
-            f"Keep {finding.module} in floating point: videomar calibrate ... --keep {finding.module}. With its "
-            f"activations not quantized it adds {_number(guilty.wide)}{remains}."
+            f"Keep {finding.module} in floating point (videomar calibrate ... --keep {finding.module}), or calibrate "
+            f"again if its input's scale does not fit what A holds there. With its activations not quantized it adds "
+            f"{_number(guilty.wide)}{remains}."
         )
         return "quantization", verdict, mend
     if wide:
