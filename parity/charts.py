@@ -136,12 +136,12 @@ def lines(
     ends: list[float] = [] if not bound else [at(0, bound[0])[1]]
     for curve in curves:
         points: list[tuple[float, float]] = []
-        for index, value in enumerate(curve.values):
-            if value is None:
+        for index, y_value in enumerate(curve.values):
+            if y_value is None:
                 drawing.line(points, curve.color, 1.8)
                 points = []
             else:
-                points.append(at(index, value))
+                points.append(at(index, y_value))
         drawing.line(points, curve.color, 1.8)
         known = [(i, v) for i, v in enumerate(curve.values) if v is not None]
         if known and curve.name:

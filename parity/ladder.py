@@ -133,11 +133,15 @@ def _compare_clips(mine: Climb, case: Case, truth: Video, video: Video, given: i
     latent = truth.latents.shape[1]
     stride = (len(truth.frames) - 1) // (latent - 1)
     known = 1 + (given - 1) // stride
-    for frame, step, mine_, theirs in _by_step(case, truth.latents, video.latents, known, sampling.mask_steps):
-        drift, spot = compare_arrays(mine_, theirs)["relative_l2"], Spot(case.name, frame, step)
+    wrong = False  # from the first step on, when nothing was fed back that could have grown: that is no branch
+    for frame, step, own, theirs in _by_step(case, truth.latents, video.latents, known, sampling.mask_steps):
+        drift, spot = compare_arrays(own, theirs)["relative_l2"], Spot(case.name, frame, step)
         free.drift.add({"relative_l2": drift}, spot)
-        if case.name not in free.branched and (drift is None or drift > BRANCHED):
-            free.branched[case.name] = spot
+        if drift is None or drift > BRANCHED:
+            wrong |= (frame, step) == (known, 0)
+            free.branched.setdefault(case.name, spot)
+    if wrong:
+        del free.branched[case.name]
     for index in range(given, len(truth.frames)):
         a, b = video.frames[index], truth.frames[index]
         values = {"psnr": frame_psnr(a, b), "ssim": frame_ssim(a, b)}

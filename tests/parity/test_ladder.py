@@ -208,10 +208,22 @@ def test_after_a_branch_pixels_are_not_judged(fake_side: MakeSide) -> None:
     assert all(value is not None and value < 45 for i, value in by_frame.items() if i > 8)
 
 
-def test_a_clip_that_branches_at_once_is_not_judged_by_its_pixels_and_says_so(fake_side: MakeSide) -> None:
-    verdict, _ = compared(fake_side, "fp16", clip_spoil=lambda n, x: x + 2 if n == 1 else x)
+def test_a_clip_that_branches_in_its_first_frame_is_not_judged_by_its_pixels_and_says_so(fake_side: MakeSide) -> None:
+    calls: dict[int, int] = {}
+
+    def after_the_first_step(clip: int, tokens: np.ndarray) -> np.ndarray:
+        calls[clip] = calls.get(clip, 0) + 1
+        return tokens + 2 if clip == 1 and calls[clip] > 1 else tokens
+
+    verdict, _ = compared(fake_side, "fp16", clip_spoil=after_the_first_step)
     (clip,) = [finding for finding in verdict.findings if finding.gate.rung == "clip"]
     assert clip.passed is None and "branched" in clip.note
+
+
+def test_a_clip_that_is_another_from_its_first_step_on_has_not_branched_but_is_wrong(fake_side: MakeSide) -> None:
+    verdict, ladder = compared(fake_side, "fp16", clip_spoil=lambda n, x: x + 2 if n == 1 else x)
+    assert verdict.first_miss is not None and verdict.first_miss.gate.rung == "clip"
+    assert not ladder.climbs["candidate"].free.branched
 
 
 # ---- lockstep

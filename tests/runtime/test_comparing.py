@@ -9,19 +9,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnxruntime as ort
 import pytest
 
 from videomar.artifacts import read_manifest
+from videomar.cli import main
 from videomar.graphs import (
     DIFFUSION_HEAD,
+    GRAPHS,
     HEAD_CONDITION,
     HEAD_STEP,
     TEXT_KEY_VALUES,
     TRANSFORMER_STEP,
     layer_names,
 )
+from videomar.parity.ladder import climb
+from videomar.parity.pack import Pack
+from videomar.parity.replay import replay_graphs
+from videomar.parity.subject import Subject
+from videomar.parity.verdict import judge
 from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.ort import OrtBackend
 from videomar.runtime.backends.plain import PlainBackend, in_place
@@ -195,4 +203,23 @@ def test_tensorrt_runs_any_single_graph(make_rig: MakeRig, engines: Path) -> Non
     np.testing.assert_allclose(clips[0].z(), clips[1].z(), rtol=0, atol=1e-5)
     sampled = [clip.sample(2.0, *noise(COUNTS[-1])) for clip in clips]
     np.testing.assert_allclose(*sampled, rtol=0, atol=1e-5)
+    backend.close()
+
+
+def test_a_golden_pack_is_replayed_on_tensorrt(make_rig: MakeRig, engines: Path, tmp_path: Path) -> None:
+    """Graph by graph and the whole clip, as on a device; what the engines do not have is not judged."""
+    cv2.imwrite(str(tmp_path / "start.png"), np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8))
+    options = ["--image", str(tmp_path / "start.png"), "--prompt", "a red circle falls", "--backend", "ort-cpu"]
+    assert main(["record", str(engines), "-o", str(tmp_path / "pack"), *options]) == 0
+    pack = Pack.read(tmp_path / "pack")
+    rig = make_rig(engines)
+    backend, reference = rig.open(), pack.subject()
+    side = Subject(tmp_path, rig.manifest.config, "fp32", backend, reference.tokenizer, rig.manifest, "a fake GPU")
+    found = {finding.gate.rung: finding for finding in replay_graphs(pack, side)}
+    assert set(found) == set(GRAPHS)
+    assert [name for name, finding in found.items() if finding.passed is None] == [DIFFUSION_HEAD]
+    assert not any(finding.passed is False for finding in found.values())
+    ladder = climb(reference, {"engines": side}, [pack.case()], pack.sampling)
+    assert judge(ladder, "engines", ("fp32", "fp32"), list(found.values())).first_miss is None
+    assert ladder.climbs["engines"].rungs["z"].by_step.keys() >= {(0, 0), (1, 3), (2, 2)}
     backend.close()
