@@ -19,6 +19,7 @@ from videomar.runtime.backends.base import Backend, Decoder
 from videomar.runtime.backends.choose import choose
 from videomar.runtime.embedding import PromptEmbedding
 from videomar.runtime.media import fit, load_picture, to_frames, to_pixels, write_video
+from videomar.runtime.memory_check import BACKEND, MemoryCheck
 from videomar.runtime.prompt import PromptTokenizer
 from videomar.runtime.sampler import Progress, sample_frames
 from videomar.runtime.timing import Timing
@@ -64,9 +65,16 @@ class Plan:
 class Pipeline:
     """Generates video from one artifact directory; use as a context manager or `close` it."""
 
-    def __init__(self, config: ModelConfig, backend: Backend, tokenizer: PromptTokenizer, why: str = "") -> None:
-        self.config, self.backend, self.tokenizer = config, backend, tokenizer
-        self.why = why  # this backend, in a sentence
+    def __init__(
+        self,
+        config: ModelConfig,
+        backend: Backend,
+        tokenizer: PromptTokenizer,
+        why: str = "",
+        memory: MemoryCheck | None = None,
+    ) -> None:
+        """why: this backend, in a sentence. memory: refuses a clip that does not fit; None never does."""
+        self.config, self.backend, self.tokenizer, self.why, self._memory = config, backend, tokenizer, why, memory
 
     @staticmethod
     def open(
@@ -75,11 +83,12 @@ class Pipeline:
         check_hashes: bool = True,
         backend: str = "auto",
         lean: bool = False,
+        memory_check: bool = True,
     ) -> Pipeline:
         """Load an artifact directory of `videomar export` or `videomar build` on a backend (choose.py) that runs it.
 
         lean: load each graph when it is first needed and let the text encoder go once it has been used: less memory,
-        for a process that makes one clip.
+        for a process that makes one clip. memory_check: refuse clips that need more memory than is free.
         Raises ArtifactError when a file is missing, altered or of another version, UserError for an impossible backend.
         """
         directory = Path(directory)
@@ -93,7 +102,8 @@ class Pipeline:
         verify(directory, manifest, hashes=check_hashes)
         tokenizer = PromptTokenizer(directory / "tokenizer.json", manifest.config.text)
         chosen, why = choose(directory, manifest, backend, threads, lean)
-        return Pipeline(manifest.config, chosen, tokenizer, why)
+        check = MemoryCheck(manifest, lean) if memory_check and chosen.name == BACKEND else None
+        return Pipeline(manifest.config, chosen, tokenizer, why, check)
 
     def __call__(self, image: str | Path | np.ndarray, prompt: Prompt, **knobs: Any) -> Video:
         """Generate a whole clip; knobs as in `latent_frames`."""
@@ -171,6 +181,9 @@ class Pipeline:
         if guidance_passes not in (1, 2):
             raise InputError(f"guidance passes are {guidance_passes}, expected 1 or 2; change --guidance-passes")
         ids = None if isinstance(prompt, PromptEmbedding) else self.tokenizer(prompt)
+        if self._memory:
+            text = prompt.states.shape[1] if ids is None else ids.shape[1]
+            self._memory.require(sampling, len(given), text, kv_window, guidance_passes, ids is None)
         noise = SeededNoise(seed) if noise is None else noise
         pixels = to_pixels(fit(given, sampling.height, sampling.width))
         with timing.stage("text"):

@@ -177,6 +177,33 @@ def memory(system: System) -> tuple[float, float]:
     return available, total
 
 
+def free_memory(system: System) -> int:
+    """Bytes that this process could still take: what the host has, or less where a container is allowed less.
+
+    0 if unknown.
+    """
+    free = int(memory(system)[0] * 2**30)
+    for limit, used in (
+        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ):
+        most, now = ((system.read(path) or "").strip() for path in (limit, used))
+        if most.isdigit() and now.isdigit():
+            # Pages of files that were read count as used and are given up first.
+            files = re.search(
+                r"^inactive_file (\d+)", system.read(limit.rsplit("/", 1)[0] + "/memory.stat") or "", re.M
+            )
+            left = max(0, int(most) - int(now) + (int(files[1]) if files else 0))
+            free = min(free, left) if free else left
+    return free
+
+
+def resident(system: System) -> int:
+    """Bytes of this process in memory now, 0 if unknown."""
+    found = re.search(r"^VmRSS:\s*(\d+) kB", system.read("/proc/self/status") or "", re.M)
+    return int(found[1]) << 10 if found else 0
+
+
 def _found(system: System, modules: tuple[str, ...], code: str) -> Found:
     if not any(system.has(module) for module in modules):
         return Found()

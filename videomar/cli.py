@@ -125,7 +125,8 @@ def generate(args: argparse.Namespace) -> int:
     if (args.prompt is None) == (args.text_embeddings is None):
         raise InputError("give either --prompt (a sentence) or --text-embeddings (a file of `videomar embed`)")
     as_video = args.output.suffix != ""
-    with Pipeline.open(args.directory, threads=args.threads, backend=args.backend, lean=True) as pipe:
+    options = {"threads": args.threads, "backend": args.backend, "memory_check": not args.no_memory_check}
+    with Pipeline.open(args.directory, lean=True, **options) as pipe:
         print(pipe.why)
         prompt = args.prompt if args.prompt else PromptEmbedding.load(args.text_embeddings, pipe.config.text)
         given = load_clip(args.video, args.given) if args.video else args.image
@@ -242,6 +243,18 @@ def calibrate(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def plan(args: argparse.Namespace) -> int:
+    """Say what a generation needs and how long it takes; 1 when it does not fit."""
+    from videomar.plan.command import run
+    from videomar.plan.devices import local
+    from videomar.plan.measure import speed
+    from videomar.runtime.probes import free_memory, memory
+    from videomar.runtime.system import System
+
+    system = System()
+    return run(args, lambda: local(int(memory(system)[1] * 2**30), free_memory(system), *speed()))
+
+
 def build(args: argparse.Namespace) -> int:
     """Build, verify and describe engines; or only try whether they can be built."""
     from videomar.export.build_command import run
@@ -335,6 +348,7 @@ RUNS: dict[str, Run] = {
     "embed": embed,
     "generate": generate,
     "calibrate": calibrate,
+    "plan": plan,
     "build": build,
     "inspect": inspect,
     "evaluate": evaluate,

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 Run = Callable[[argparse.Namespace], int]
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "ort-trt", "trt", "trt-rtx")  # choose.py's, without importing numpy for -h
+PLANNED = ("orin-nano-8", "orin-nx-16", "agx-orin-64", "thor-128", "h200", "local")  # plan/devices.py's, likewise
 
 
 class Parser(argparse.ArgumentParser):
@@ -140,6 +141,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     )
     p.add_argument("--seed", type=_SEED, default=0)
     p.add_argument("--fps", type=_number(0.1, 1000), default=24)
+    p.add_argument("--no-memory-check", action="store_true", help="try even if the plan says that memory is short")
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs it (default: what is best here)")
 
@@ -174,6 +176,25 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="what the timing is taken on")
     p.add_argument("--force", action="store_true", help="replace the directory even if it is up to date or not ours")
+
+    p = command("plan", "Say what a generation needs and how long it takes on a device, before anything is built.")
+    p.add_argument("source", metavar="DIR|PRESET", help="checkpoint, artifact directory, or a preset: videomar-1.4b")
+    p.add_argument("--device", nargs="+", required=True, help=f"one or more of {', '.join(PLANNED)}")
+    p.add_argument("--frames", type=_COUNT, help="pixel frames in all, 1 + 8k")
+    p.add_argument("--given", type=_COUNT, default=1, help="conditioning frames, 1 + 8k (default 1)")
+    p.add_argument("--height", type=_PIXELS, help="of the video, pixels")
+    p.add_argument("--width", type=_PIXELS, help="of the video, pixels")
+    p.add_argument("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
+    p.add_argument("--head-steps", type=_COUNT, help="diffusion steps a token")
+    p.add_argument("--guidance-scale", type=_number(0, 1000), help="1 turns guidance off and halves the work")
+    p.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: the artifacts', or fp16)")
+    p.add_argument("--emitter", choices=("portable", "native"), help="(default: the artifacts', or portable)")
+    p.add_argument("--cache-tokens", type=_COUNT, help="native only: length of a fixed K/V cache")
+    p.add_argument("--kv-window", type=_COUNT, help="latent frames seen besides the first (default: all)")
+    p.add_argument("--guidance-passes", type=int, choices=(1, 2), default=1, help="2: one branch at a time")
+    p.add_argument("--text-embeddings", nargs="?", const="", help="a prompt of `videomar embed`: no text encoder")
+    p.add_argument("--json", action="store_true", help="everything, as JSON")
+    p.add_argument("--svg", type=Path, help="write the chart there too")
 
     p = command("build", "Build TensorRT engines of an artifact directory, on the machine that runs them.")
     p.add_argument("directories", type=Path, nargs="*", metavar="DIR", help="artifact directory of `videomar export`")

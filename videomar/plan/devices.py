@@ -67,22 +67,21 @@ DEVICES: dict[str, Device] = {
 LOCAL = "local"
 
 
-def local(memory: int, free: int, cores: int, flops: float, bandwidth: float) -> Device:
-    """This machine's processor: bytes, cores that may be used, and operations/s and bytes/s measured on one of them."""
-    peak = flops * cores
+def local(memory: int, free: int, flops: float, bandwidth: float) -> Device:
+    """This machine's processor: bytes, and operations/s and bytes/s that it was just measured to reach."""
     return Device(
         LOCAL,
-        f"this machine, {cores} core{'s' if cores > 1 else ''}",
+        "this machine",
         memory,
         free,
         bandwidth,
-        peak,
-        peak,  # FP16 graphs are computed in FP32
-        2 * peak,
+        flops,
+        flops,  # FP16 graphs are computed in FP32
+        2 * flops,
         launch=5e-6,
         captured=5e-6,
-        of_peak=1.0,  # the measured rate is what products reach
-        of_bandwidth=0.6,
+        of_peak=1.0,  # the measured rates are what is reached
+        of_bandwidth=1.0,
         backend="ort-cpu",
         source="measured on this machine when the plan is made",
     )

@@ -51,7 +51,7 @@ class Step:
         else:
             qkv = tape.linear(rows, w, 3 * w, n)
             q, k, v = (tape.view(rows * w, qkv) for _ in range(3))
-        if self.native:
+        if self.native or tape.fused:
             q = self._rotary(self._head_norm(q))
             key, value = (
                 self._append(self._rotary(self._head_norm(k)), seen),

@@ -22,7 +22,8 @@ from videomar.plan.request import Request
 from videomar.plan.tape import Tape
 
 # ONNX Runtime on a CPU; measured with `python benchmarks/memory.py` (docs/plan.md says how).
-CPU_BASELINE = 107 * MIB  # Python, numpy, OpenCV, PyAV and ONNX Runtime's code, before any model
+CPU_BASELINE = 104 * MIB  # Python, numpy, OpenCV, PyAV and ONNX Runtime's code, before any model
+CPU_RUN = 2 * MIB  # a session that has run: its arena's first region, which is never given back, and its kernels' code
 CPU_OPERATOR = 7 << 10  # a session's own bookkeeping, an operator
 CPU_LOADING = {"fp32": 0.3, "fp16-as-fp32": 0.7}  # more than its weights that a session holds while it loads
 CPU_LOADING_HEAD = 1.25  # the same for the loop's graph, whose body is copied
@@ -186,6 +187,7 @@ class _Cpu:
         self.request, self.made = request, tapes(request, "ort-cpu")
         self.held = {n: s + len(self.made[n].ops) * CPU_OPERATOR for n, s in weights(request, "ort-cpu").items()}
         self.open: list[str] = []
+        self.sessions = 0
         self.moments: list[Moment] = []
 
     def load(self, names: tuple[str, ...]) -> None:
@@ -194,13 +196,15 @@ class _Cpu:
         if not names or names[0] in self.open:
             return
         self.open += names
+        self.sessions += 1
         share = CPU_LOADING_HEAD if names == HEADS else CPU_LOADING[self.made[names[0]].mode]
         extra = int(share * sum(self.held[n] for n in names))
         self.moment(f"loading {GROUPS[names[0]]}", {"loading": extra})
 
     def moment(self, name: str, parts: Mapping[str, int]) -> None:
         held = _grouped({n: self.held[n] for n in self.open})
-        self.moments.append(Moment(name, {"Python and libraries": CPU_BASELINE} | held | dict(parts)))
+        base = {"Python and libraries": CPU_BASELINE, "ONNX Runtime at work": CPU_RUN * self.sessions}
+        self.moments.append(Moment(name, base | held | dict(parts)))
 
     def arena(self, name: str) -> int:
         return self.made[name].peak(Arena)
@@ -256,15 +260,19 @@ def _carried(request: Request) -> int:
 
 def _on_gpu(request: Request) -> Memory:
     made, held = tapes(request, "trt"), weights(request, "trt")
-    base = {"Python, CUDA, TensorRT": GPU_BASELINE} | _grouped(held)
+    base = {"Python, CUDA, TensorRT": GPU_BASELINE}
+    moments = []
+    build = max(BUILD_FACTOR * size for size in held.values())
+    if request.lean and (text := held.pop(graphs.TEXT_ENCODER, 0)):
+        working = {"working memory": made[graphs.TEXT_ENCODER].peak(Ideal)}
+        moments.append(Moment("encoding the text", base | _grouped({graphs.TEXT_ENCODER: text}) | working))
     # One block for all contexts, as large as the largest needs.
-    working = max(tape.peak(Ideal) for tape in made.values())
+    working = {"working memory": max(made[name].peak(Ideal) for name in held)}
     pixels = _pixels(request, request.given) + 3 * _pixels(request, request.config.tokenizer.temporal_stride)
     clip = {"K/V of frames": key_values(request, "trt"), "K/V of text": _text(request), "clip": _clip(request)}
-    clip["decoder's carried frames"] = _carried(request)
-    moment = Moment("generating", base | clip | {"working memory": working, "pixels": pixels})
-    build = max(BUILD_FACTOR * size for size in held.values())
-    return Memory((moment,), int(max(build, BUILD_BASE)), GPU_BASELINE)
+    clip |= {"decoder's carried frames": _carried(request), "pixels": pixels}
+    moments.append(Moment("generating", base | _grouped(held) | clip | working))
+    return Memory(tuple(moments), int(max(build, BUILD_BASE)), GPU_BASELINE)
 
 
 def fits(memory: Memory, device: Device) -> bool:
