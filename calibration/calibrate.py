@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import count
@@ -18,7 +18,7 @@ from typing import Any
 
 from videomar.artifacts import Manifest, hash_files, read_manifest, up_to_date, verify
 from videomar.calibration.clips import CalibrationClip
-from videomar.calibration.collect import check_ranges, collect, linears_of, model_id, trajectory_key
+from videomar.calibration.collect import Progress, check_ranges, collect, linears_of, model_id, trajectory_key
 from videomar.calibration.linears import Linear
 from videomar.calibration.options import DEFAULTS, RANGES, Options
 from videomar.calibration.plain import Graphs
@@ -32,8 +32,6 @@ from videomar.errors import ArtifactError, InputError
 from videomar.graphs import TRANSFORMER_STEP
 
 LEAST_CLIPS = 4  # three to look at, one to hold out
-
-Progress = Callable[[str, int, int], None]  # (stage, done, of)
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,8 @@ def calibrate(
     ranges are read and all clips are held out. Raises UserError for what cannot be used.
     """
     manifest = _source(directory)
+    if directory.resolve().is_relative_to(output.resolve()):
+        raise InputError(f"{output} holds the graphs to be quantized, which are never replaced; give another with -o")
     seen, held_out = _split(clips, bool(ranges_files))
     linears = linears_of(directory)
     _check_keep(options.keep, linears)
@@ -76,17 +76,8 @@ def calibrate(
         ranges = collect(directory, manifest, seen, options.knobs, state, options.threads, options.memory, progress)
     check_ranges(ranges, linears)
 
-    ticks = count(1)
     with tempfile.TemporaryDirectory(prefix="videomar-") as scratch:
-        trials = record(
-            directory,
-            manifest,
-            held_out,
-            options.knobs,
-            options.threads,
-            Path(scratch),
-            lambda: progress("held-out clips", next(ticks), 0),
-        )
+        trials = record(directory, manifest, held_out, options.knobs, options.threads, Path(scratch), progress)
         head = Graphs(directory, options.threads)
         found = _find(directory, linears, ranges, trials, head, options, progress)
         source = Source(directory, manifest, linears, ranges, held_out[0].prompt)

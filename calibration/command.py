@@ -69,8 +69,12 @@ def _knobs(args: argparse.Namespace) -> dict[str, Any]:
 def _clips(args: argparse.Namespace, knobs: dict[str, Any]) -> list[CalibrationClip]:
     clips = [clip for i, file in enumerate(args.clips) for clip in read_list(file, args.given, 10**6 * i)]
     if args.demo:
-        sampling = read_manifest(args.directory).config.sampling
-        height, width = knobs.get("size", (sampling.height, sampling.width))
+        config = read_manifest(args.directory).config
+        if config.text.vocab_size > 100:
+            raise InputError(
+                f"--demo is for models of the demo world, {args.directory} holds {config.name}; give --clips"
+            )
+        height, width = knobs.get("size", (config.sampling.height, config.sampling.width))
         clips += demo_clips(args.demo, args.given, height, width)
     return clips
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from videomar.artifacts import Manifest
 from videomar.calibration.clips import CalibrationClip
-from videomar.calibration.collect import generate, pipeline
+from videomar.calibration.collect import Progress, generate, pipeline
 from videomar.calibration.plain import Arrays, Graphs
 from videomar.errors import InputError
 from videomar.graphs import HEAD_CONDITION, HEAD_STEP, TRANSFORMER_STEP
@@ -56,18 +56,25 @@ def record(
     knobs: dict[str, Any],
     threads: int | None = None,
     folder: Path | None = None,
-    tick: Callable[[], None] = lambda: None,
+    progress: Progress = lambda what, done, of: None,
 ) -> list[Trial]:
     """Run held-out clips through the source graphs and keep STEPS mask steps of each.
 
     folder: large inputs lie in files there, and are read when they are used; without it, in memory.
     """
-    graphs, trials = Graphs(directory, threads), []
+    graphs, trials, done = Graphs(directory, threads), [], 0
     for clip in clips:
         recorder = _Recorder(graphs, clip.name, folder)
         pipe = pipeline(directory, manifest, recorder)
         steps = pipe.plan(clip.given, clip.prompt, **knobs).steps
+        of = steps * len(clips)
         recorder.chosen = {round(i) for i in np.linspace(0, steps - 1, min(STEPS, steps))}
+
+        def tick(of: int = of) -> None:
+            nonlocal done
+            done += 1
+            progress("held-out clips", done, of)
+
         generate(pipe, clip, knobs, tick)
         trials += recorder.made
     if not all(np.isfinite(t.z).all() and np.isfinite(t.sampled).all() for t in trials):

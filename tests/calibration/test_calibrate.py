@@ -313,6 +313,9 @@ def test_what_cannot_be_calibrated_is_refused_in_one_line(
     with pytest.raises(InputError, match="hold nothing of decoder_blocks"):
         calibrate(tiny_artifacts, out, clips[:1], [tmp_path / "empty.npz"], OPTIONS)
     assert not out.exists()
+    for place in (tiny_artifacts, tiny_artifacts.parent):
+        with pytest.raises(InputError, match="holds the graphs to be quantized"):
+            calibrate(tiny_artifacts, place, clips, options=OPTIONS)
 
 
 def test_an_int8_graph_that_is_not_the_model_any_more_is_not_written(
