@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
@@ -54,13 +55,15 @@ class TrtBackend(Backend):
         name: str = "trt",
         check: Callable[[Manifest, Machine], None] = check_fingerprint,
         capture: bool = True,
+        lean: bool = False,
     ) -> None:
         """name: "trt" or "trt-rtx". check: raises ArtifactError for engines of another machine. capture: use graphs.
+        lean: the text encoder is there only while it runs, and the other engines from their first use on.
 
         Raises ArtifactError for engines that are not this GPU's, this TensorRT's or this export's, DeviceError for a
         GPU that is missing, too small or failing. Whatever is raised, nothing stays allocated.
         """
-        self.name, self.config, self._capture = name, manifest.config, capture
+        self.name, self.config, self._capture, self._lean = name, manifest.config, capture, lean
         self.execution = ""  # of the last clip begun: "cuda-graphs" or "enqueue"
         self._rebuild = _rebuild(directory, manifest)
         if manifest.kind != "engine":
@@ -82,36 +85,47 @@ class TrtBackend(Backend):
             except ArtifactError as error:
                 raise ArtifactError(f"{directory}: {error}") from None
             self._open(directory, trt)
+            if not lean:
+                self._device  # noqa: B018, loads them
         except BaseException:
             self.close()
             raise
 
     def _open(self, directory: Path, trt: ModuleType) -> None:
-        """Stream, engines, memory, contexts; released the other way round."""
-        files = {name: directory / f"{name}.engine" for name in NEEDED}
-        for file in files.values():
+        """Stream and TensorRT's runtime."""
+        self._files = {name: directory / f"{name}.engine" for name in NEEDED}
+        for file in self._files.values():
             if not file.is_file():
                 raise ArtifactError(f"{file} is missing, expected an engine; {self._rebuild}")
-        self._cuda = cuda = Cuda()
-        cuda.require_memory(sum(f.stat().st_size for f in files.values()), "loading the engines", SMALLER)
-        self._stream = cuda.stream()
-        self._stack.callback(cuda.destroy_stream, self._stream)
-        runtime, errors = make_runtime(trt)
-        engines: dict[str, Engine] = {}
-        for name, file in files.items():
-            engines[name] = Engine(trt, runtime, errors, file, self.specs[name], self._rebuild)
-            self._stack.callback(engines[name].close)
+        self._trt, self._cuda = trt, Cuda()
+        self._stream = self._cuda.stream()
+        self._stack.callback(self._cuda.destroy_stream, self._stream)
+        self._runtime = make_runtime(trt)
+
+    @cached_property
+    def _device(self) -> Device:
+        """The engines that stay."""
+        return self._load([name for name in NEEDED if not (self._lean and name == TEXT_ENCODER)], self._stack)
+
+    def _load(self, names: Sequence[str], stack: ExitStack) -> Device:
+        """Engines, their working memory, and contexts of those that run once a clip; `stack` releases them."""
+        cuda, engines, contexts = self._cuda, dict[str, Engine](), dict[str, Context]()
+        size = sum(self._files[name].stat().st_size for name in names)
+        cuda.require_memory(size, "loading the engines", SMALLER)
+        for name in names:
+            engines[name] = Engine(self._trt, *self._runtime, self._files[name], self.specs[name], self._rebuild)
+            stack.callback(engines[name].close)
         block = max(engine.device_memory for engine in engines.values())
         cuda.require_memory(block, "the engines' working memory", f"close what else uses the GPU, or {self._rebuild}")
         memory = Memory(cuda)
-        self._stack.callback(memory.close)
+        stack.callback(memory.close)
         address = memory.device(block)
-        contexts: dict[str, Context] = {}
         for name in ONCE:
-            contexts[name] = Context(engines[name], address, self._stream)
-            self._stack.callback(contexts[name].close)
-        self._stack.callback(cuda.drain, self._stream)
-        self._device = Device(cuda, self._stream, address, engines, contexts)
+            if name in engines:
+                contexts[name] = Context(engines[name], address, self._stream)
+                stack.callback(contexts[name].close)
+        stack.callback(cuda.drain, self._stream)
+        return Device(cuda, self._stream, address, engines, contexts)
 
     def encode_text(self, ids: np.ndarray) -> np.ndarray:
         return self._run(TEXT_ENCODER, ids)
@@ -130,13 +144,19 @@ class TrtBackend(Backend):
 
     def has_graph(self, name: str) -> bool:
         """Whether `run_graph` can run it."""
-        return name in self._device.engines
+        return name in NEEDED
 
     def run_graph(self, name: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run one graph of the contract once: inputs by name, every output by name; the host waits.
 
         Memory is for this call only. K/V that are written in place are returned as they are afterwards.
         """
+        if self._lean and name == TEXT_ENCODER:
+            with ExitStack() as stack:
+                return self._run_on(self._load([name], stack), name, feeds)
+        return self._run_on(self._device, name, feeds)
+
+    def _run_on(self, device: Device, name: str, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         spec, cuda, stream = self.specs[name], self._cuda, self._stream
         given = {t.name: np.ascontiguousarray(feeds[t.name], t.dtype) for t in spec.inputs}
         sizes = {
@@ -146,9 +166,9 @@ class TrtBackend(Backend):
             if isinstance(axis, str)
         }
         with ExitStack() as stack:
-            context = self._device.contexts.get(name)
+            context = device.contexts.get(name)
             if context is None:
-                context = Context(self._device.engines[name], self._device.block, stream)
+                context = Context(device.engines[name], device.block, stream)
                 stack.callback(context.close)
             context.resize(sizes)
             made = {t.name: np.empty(context.output_shape(t.name), t.dtype) for t in spec.outputs}

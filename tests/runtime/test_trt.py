@@ -136,6 +136,21 @@ def test_half_precision_clips_equal_the_same_graphs_run_one_by_one(make_rig: Mak
     np.testing.assert_array_equal(latents, clip_of(rig.plain(), rig.onnx.config, frames=4)[0])
 
 
+def test_a_lean_backend_makes_the_same_clip_and_keeps_no_text_encoder(make_rig: MakeRig, artifacts: Path) -> None:
+    rig = make_rig(artifacts)
+    backend = rig.open(lean=True)
+    assert rig.gpu.leaked().get("engine", 0) == 0, "nothing is loaded before it is needed"
+    states = backend.encode_text(IDS)
+    assert rig.gpu.leaked().get("engine", 0) == 0, "the text encoder went when it was done"
+    latents, pixels = clip_of(backend, rig.onnx.config)
+    assert rig.gpu.leaked()["engine"] == 6
+    backend.close()
+    plain = rig.plain()
+    np.testing.assert_array_equal(states, plain.encode_text(IDS))
+    for got, expected in zip((latents, pixels), clip_of(plain, rig.onnx.config), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_several_clips_of_one_backend_are_independent(make_rig: MakeRig, artifacts: Path) -> None:
     rig = make_rig(artifacts)
     backend = rig.open()
