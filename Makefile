@@ -27,7 +27,7 @@ demo: $(VENV)/.installed
 	@echo "the clip is $(OUT)/ball.mp4"
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 # Every graph of the demo model through TensorRT-RTX's builder, no GPU needed.
 gate: $(VENV)/.installed

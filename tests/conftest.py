@@ -1,14 +1,18 @@
 """A whole VideoMAR small enough to export and run in tests: config, checkpoint, artifacts, one file a graph.
 
-Tracing is what costs (seconds a graph, whatever its widths), so nothing is traced twice in a session, and a graph
-that several artifact directories share is traced once. PyTorch is imported only when a fixture needs it.
+Tracing is what costs (seconds a graph, whatever its widths), so nothing is traced twice in a session, whichever of
+its processes asks first, and a graph that several artifact directories share is traced once. PyTorch is imported only
+when a fixture needs it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +25,7 @@ from videomar.graphs import GRAPHS, TRANSFORMER_STEP, contract
 if TYPE_CHECKING:
     from videomar.model.videomar import VideoMAR
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and the processes share the cores
 CACHE_TOKENS = 64  # of the artifacts with a cache of fixed length
 
 
@@ -63,19 +68,39 @@ def tiny_config() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_config: ModelConfig) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where what takes long is made once for all test processes; VIDEOMAR_TEST_ARTIFACTS keeps it for later runs."""
+    if kept := os.environ.get("VIDEOMAR_TEST_ARTIFACTS"):
+        return Path(kept)
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@contextlib.contextmanager
+def making(place: Path) -> Iterator[bool]:
+    """Whether `place` is still to be made; other processes that ask wait until it is."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with open(place.parent / f".{place.name}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield not place.exists()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(shared: Path, tiny_config: ModelConfig) -> Path:
     """Seeded random weights whose tokens and pixels stay near one."""
     from videomar.demo.words import write_tokenizer
     from videomar.model.random_parts import calm
     from videomar.model.videomar import VideoMAR, save_checkpoint
 
-    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
-    model = VideoMAR(tiny_config).randomize(0)
-    calm(model.diffusion_head)
-    for p in model.video_tokenizer.vae.decoder.conv_out.conv_t.parameters():
-        p.data.mul_(0.15)  # or most pixels are cut at -1 and 1
-    save_checkpoint(model, directory)
-    write_tokenizer(directory / "tokenizer.json")
+    directory = shared / "checkpoint"
+    with making(directory) as needed:
+        if needed:
+            model = VideoMAR(tiny_config).randomize(0)
+            calm(model.diffusion_head)
+            for p in model.video_tokenizer.vae.decoder.conv_out.conv_t.parameters():
+                p.data.mul_(0.15)  # or most pixels are cut at -1 and 1
+            save_checkpoint(model, directory)
+            write_tokenizer(directory / "tokenizer.json")
     return directory
 
 
@@ -94,19 +119,19 @@ def tiny_prefix(tiny_config: ModelConfig) -> int:
 
 
 @pytest.fixture(scope="session")
-def tiny_artifacts(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+def tiny_artifacts(shared: Path, tiny_checkpoint: Path) -> Path:
     """All that `videomar export` writes: FP32, portable."""
     from videomar.export.export import export_checkpoint
 
-    out = tmp_path_factory.mktemp("artifacts") / "portable"
-    export_checkpoint(tiny_checkpoint, out)
+    out = shared / "portable"
+    with making(out) as needed:
+        if needed:
+            export_checkpoint(tiny_checkpoint, out)
     return out
 
 
 @pytest.fixture(scope="session")
-def tiny_graph(
-    tmp_path_factory: pytest.TempPathFactory, tiny_artifacts: Path, tiny_model: VideoMAR, tiny_prefix: int
-) -> GraphFile:
+def tiny_graph(shared: Path, tiny_artifacts: Path, tiny_model: VideoMAR, tiny_prefix: int) -> GraphFile:
     """(graph, precision, emitter, cache tokens) -> its file; only the transformer's differs between emitters."""
     import torch
 
@@ -114,8 +139,6 @@ def tiny_graph(
     from videomar.export.emitters import EMITTERS
     from videomar.export.export import DTYPES
     from videomar.export.onnx_files import save
-
-    directory = tmp_path_factory.mktemp("graphs")
 
     @functools.cache
     def builder(precision: str, emitter: str, cache_tokens: int | None) -> GraphBuilder:
@@ -127,50 +150,47 @@ def tiny_graph(
             emitter, cache_tokens = "portable", None
         if (precision, emitter) == ("fp32", "portable"):
             return tiny_artifacts / f"{name}.onnx"
-        path = directory / f"{precision}-{emitter}-{cache_tokens}-{name}.onnx"
-        if not path.exists():
-            with torch.inference_mode():
-                save(builder(precision, emitter, cache_tokens).build(name), path)
+        path = shared / "graphs" / f"{precision}-{emitter}-{cache_tokens}-{name}.onnx"
+        with making(path) as needed:
+            if needed:
+                with torch.inference_mode():
+                    save(builder(precision, emitter, cache_tokens).build(name), path)
         return path
 
     return file
 
 
 @pytest.fixture(scope="session")
-def tiny_native(tmp_path_factory: pytest.TempPathFactory, tiny_artifacts: Path, tiny_graph: GraphFile) -> Path:
+def tiny_native(shared: Path, tiny_artifacts: Path, tiny_graph: GraphFile) -> Path:
     """Artifacts of the native emitter, FP32: K/V written in place into a cache that grows with the clip."""
-    return _variant(tmp_path_factory, tiny_artifacts, tiny_graph, "fp32", "native", None)
+    return _variant(shared / "native", tiny_artifacts, tiny_graph, "fp32", "native", None)
 
 
 @pytest.fixture(scope="session")
-def tiny_fixed(tmp_path_factory: pytest.TempPathFactory, tiny_artifacts: Path, tiny_graph: GraphFile) -> Path:
+def tiny_fixed(shared: Path, tiny_artifacts: Path, tiny_graph: GraphFile) -> Path:
     """Artifacts of the native emitter, FP32, with a cache of CACHE_TOKENS tokens."""
-    return _variant(tmp_path_factory, tiny_artifacts, tiny_graph, "fp32", "native", CACHE_TOKENS)
+    return _variant(shared / "fixed", tiny_artifacts, tiny_graph, "fp32", "native", CACHE_TOKENS)
 
 
 @pytest.fixture(scope="session")
-def tiny_half(tmp_path_factory: pytest.TempPathFactory, tiny_artifacts: Path, tiny_graph: GraphFile) -> Path:
+def tiny_half(shared: Path, tiny_artifacts: Path, tiny_graph: GraphFile) -> Path:
     """Artifacts of the portable emitter, FP16."""
-    return _variant(tmp_path_factory, tiny_artifacts, tiny_graph, "fp16", "portable", None)
+    return _variant(shared / "half", tiny_artifacts, tiny_graph, "fp16", "portable", None)
 
 
 def _variant(
-    factory: pytest.TempPathFactory,
-    portable: Path,
-    graph: GraphFile,
-    precision: str,
-    emitter: str,
-    cache_tokens: int | None,
+    out: Path, portable: Path, graph: GraphFile, precision: str, emitter: str, cache_tokens: int | None
 ) -> Path:
     """The directory that export would write, from graphs already traced."""
     from videomar.export.emitters import EMITTERS
 
-    out = factory.mktemp("artifacts") / "variant"
     changes: dict[str, Any] = {"precision": precision, "emitter": emitter, "opset": EMITTERS[emitter].opset}
     changes |= {"extra": {"cache_tokens": cache_tokens}, "checks": {}}
-    with write_directory(out) as directory:
-        os.link(portable / "tokenizer.json", directory / "tokenizer.json")
-        for name in GRAPHS:
-            os.link(graph(name, precision, emitter, cache_tokens), directory / f"{name}.onnx")
-        write_manifest(directory, dataclasses.replace(read_manifest(portable), **changes))
+    with making(out) as needed:
+        if needed:
+            with write_directory(out) as directory:
+                os.link(portable / "tokenizer.json", directory / "tokenizer.json")
+                for name in GRAPHS:
+                    os.link(graph(name, precision, emitter, cache_tokens), directory / f"{name}.onnx")
+                write_manifest(directory, dataclasses.replace(read_manifest(portable), **changes))
     return out

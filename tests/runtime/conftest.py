@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -104,24 +103,18 @@ def make_rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
 
 
 @pytest.fixture(scope="session")
-def portable(request: pytest.FixtureRequest) -> Path:
-    """Graphs of the portable emitter; VIDEOMAR_TEST_ARTIFACTS names a directory where an earlier run left them."""
-    return _artifacts(request, "portable", "tiny_artifacts")
+def portable(tiny_artifacts: Path) -> Path:
+    """Graphs of the portable emitter."""
+    return tiny_artifacts
 
 
 @pytest.fixture(scope="session")
-def native(request: pytest.FixtureRequest) -> Path:
+def native(tiny_fixed: Path) -> Path:
     """Graphs of the native emitter, with a K/V cache of fixed length."""
-    return _artifacts(request, "fixed", "tiny_fixed")
+    return tiny_fixed
 
 
 @pytest.fixture(scope="session")
-def half(request: pytest.FixtureRequest) -> Path:
+def half(tiny_half: Path) -> Path:
     """Graphs of the portable emitter in FP16."""
-    return _artifacts(request, "half", "tiny_half")
-
-
-def _artifacts(request: pytest.FixtureRequest, name: str, fixture: str) -> Path:
-    if kept := os.environ.get("VIDEOMAR_TEST_ARTIFACTS"):
-        return Path(kept, name)
-    return request.getfixturevalue(fixture)
+    return tiny_half
