@@ -26,9 +26,9 @@ from videomar.graphs import (
 )
 from videomar.parity.cases import Case
 from videomar.parity.deviation import Deviation, Pass, Recorded, first_deviation
-from videomar.parity.layers import Walk, Walked, relative
+from videomar.parity.layers import Walked
 from videomar.parity.lockstep import DECODED, ENCODED, HEAD, TEXT
-from videomar.parity.pieces import Cut
+from videomar.parity.pair import Pair
 from videomar.parity.sides import OnnxSide, Side
 from videomar.parity.subject import Subject
 from videomar.runtime.backends.plain import nothing_carried
@@ -67,9 +67,7 @@ class Finding:
     place: Place | None = None
     walked: Walked | None = None
     module: str = ""
-    weights: dict[str, float | None] = field(
-        default_factory=dict
-    )  # of the guilty layer -> relative difference from A's
+    weights: dict[str, float | None] = field(default_factory=dict)  # its stored tensors: relative difference from A's
     visible: bool = True  # False: engines, whose layers cannot be seen
 
     @property
@@ -117,25 +115,23 @@ class Search:
     """The walks that follow a deviation."""
 
     def __init__(self, a: Side, b: OnnxSide, notes: Recorded, gate: float, progress: Progress) -> None:
-        self._a, self._b, self._notes, self._gate, self._progress = a, b, notes, gate, progress
-        self._part: str = ""  # the part cut last, and its cut
-        self._latest: tuple[list[str], Cut]
+        self._pair, self._notes, self._progress = Pair(a, b, gate), notes, progress
 
     def run(self, deviation: Deviation | None, case: str) -> Finding:
         """Walk the suspects in turn; the first call with a guilty layer is the place."""
         shown: tuple[Place, Walked] | None = None
-        looked = 0
+        looked, pair = 0, self._pair
         for place, walked in self._suspects(deviation):
             looked += len(walked.layers)
             if walked.guilty is not None:
                 tensor = walked.guilty.tensor
-                weights = self._weights(place.part, tensor)
-                module = self._module(tensor, weights)
-                return Finding(deviation, case, self._gate, looked, place, walked, module, weights)
+                weights = pair.weights(place.part, tensor)
+                module = pair.module(tensor, weights)
+                return Finding(deviation, case, pair.gate, looked, place, walked, module, weights)
             # The call that left its gate is the first; without one, the transformer has the most to show.
             if shown is None or (deviation is None and place.part == TRANSFORMER_STEP):
                 shown = place, walked
-        return Finding(deviation, case, self._gate, looked, *(shown or ()))
+        return Finding(deviation, case, pair.gate, looked, *(shown or ()))
 
     def _suspects(self, deviation: Deviation | None) -> Iterator[tuple[Place, Walked]]:
         notes, kind = self._notes, deviation.kind if deviation else None
@@ -154,65 +150,85 @@ class Search:
 
     def _simple(self, part: str, inputs: dict[str, np.ndarray | None]) -> tuple[Place, Walked]:
         given = {name: value for name, value in inputs.items() if value is not None}
-        return Place(part), self.walk(part, given, given)
+        self._progress(f"layers of {part}")
+        return Place(part), self._pair.walk(part, given, given)
 
     def _text(self) -> Iterator[tuple[Place, Walked]]:
-        assert self._notes.states is not None
-        states = {"states": self._notes.states}
-        yield Place(TEXT_KEY_VALUES), self.walk(TEXT_KEY_VALUES, states, states)
+        yield self._simple(TEXT_KEY_VALUES, {"states": self._notes.states})
 
     def _decoded(self, history: bool) -> Iterator[tuple[Place, Walked]]:
         """The latest latent frame; then, with `history`, those that made what it was carried."""
-        config, latents = self._b.config, self._notes.latents
+        config, latents = self._pair.b.config, self._notes.latents
         spec = contract(config, "fp32", in_place=False)[TOKENIZER_DECODER]
         nothing = nothing_carried(spec, decoder_axes(config.tokenizer, *self._notes.decoding))
-        results = [t.name for t in spec.outputs if t.name != "pixels"]
-        calls, carried = [], [nothing, nothing]
-        for i, latent in enumerate(latents):
-            calls.append([_decoder_inputs(latent, i, c) for c in carried])
-            if i + 1 < len(latents):
-                self._progress("frames decoded before")
-                made = [
-                    side.whole(TOKENIZER_DECODER, inputs, results)
-                    for side, inputs in zip((self._a, self._b), calls[-1], strict=True)
-                ]
-                carried = [{name: m[name.replace("past_", "present_")] for name in nothing} for m in made]
-        for i in (len(calls) - 1, *range(len(calls) - 1 if history else 0)):
-            yield Place(TOKENIZER_DECODER, i), self.walk(TOKENIZER_DECODER, *calls[i])
+
+        def inputs(i: int, side: int, carried: Arrays) -> Arrays:
+            return {"latents": latents[i][None, :, None], "done": np.array([i]), **carried}
+
+        walks = self._in_turn(TOKENIZER_DECODER, len(latents), inputs, [nothing, nothing], history)
+        yield from ((Place(TOKENIZER_DECODER, i), walked) for i, walked in walks)
 
     def _passes(self, history: bool) -> Iterator[tuple[Place, Walked]]:
         """The latest pass; then, with `history`, those that wrote the K/V it read, then what wrote the text's."""
-        notes = self._notes
+        notes, pair = self._notes, self._pair
         assert notes.plan is not None and notes.states is not None and notes.latest is not None
-        states = {"states": notes.states}
-        depth = len(self._b.graph(TEXT_KEY_VALUES).outputs) // 2
-        names, present = layer_names("text", depth), layer_names("present", depth)
-        text = [side.whole(TEXT_KEY_VALUES, states, names) for side in (self._a, self._b)]
+        names = [n for n in pair.b.graph(TEXT_KEY_VALUES).outputs if n.startswith("text_")]
+        text = [side.whole(TEXT_KEY_VALUES, {"states": notes.states}, names) for side in (pair.a, pair.b)]
         text = [{name: v[: notes.plan.branches] for name, v in each.items()} for each in text]
-        pasts = [_none_finished(each, depth) for each in text]
+        empty = text[0]["text_key_0"][:, :, :0]
+        nothing = dict.fromkeys(layer_names("past", len(names) // 2), empty)
         passes = [*notes.finished, notes.latest]
-        stored: list[tuple[Pass, list[dict[str, np.ndarray]]]] = []
-        for each in passes[:-1]:
-            self._progress("K/V of finished frames")
-            inputs = [_step_inputs(each, t, past) for t, past in zip(text, pasts, strict=True)]
-            stored.append((each, pasts))
-            made = [s.whole(TRANSFORMER_STEP, i, present) for s, i in zip((self._a, self._b), inputs, strict=True)]
-            pasts = [_kept(outputs, depth) for outputs in made]
-        for each, before in [(passes[-1], pasts), *(stored if history else [])]:
-            inputs = [_step_inputs(each, t, past) for t, past in zip(text, before, strict=True)]
-            place = Place(TRANSFORMER_STEP, each.frame, each.step)
-            yield place, self.walk(TRANSFORMER_STEP, *inputs)
+
+        def inputs(i: int, side: int, carried: Arrays) -> Arrays:
+            return {**_as_inputs(passes[i]), **text[side], **carried}
+
+        for i, walked in self._in_turn(TRANSFORMER_STEP, len(passes), inputs, [nothing, nothing], history):
+            yield Place(TRANSFORMER_STEP, passes[i].frame, passes[i].step), walked
         if history:
             yield from self._text()
 
+    def _in_turn(
+        self,
+        part: str,
+        count: int,
+        inputs: Callable[[int, int, Arrays], Arrays],
+        nothing: Sequence[Arrays],
+        history: bool,
+    ) -> Iterator[tuple[int, Walked]]:
+        """Walk the last of `count` calls that hand something on; then, with `history`, the others in order.
+
+        inputs: (number of the call, side, what it was handed); every side is handed its own, A's as A made it.
+        """
+        pair, sides = self._pair, (self._pair.a, self._pair.b)
+
+        def handed_on(i: int, carried: Sequence[Arrays]) -> list[Arrays]:
+            self._progress(f"what {part} hands on")
+            results = [name.replace("past_", "present_") for name in nothing[0]]
+            made = [side.whole(part, inputs(i, k, carried[k]), results) for k, side in enumerate(sides)]
+            return [{name: each[name.replace("past_", "present_")] for name in nothing[0]} for each in made]
+
+        def walked(i: int, carried: Sequence[Arrays]) -> tuple[int, Walked]:
+            self._progress(f"layers of {part}")
+            return i, pair.walk(part, inputs(i, 0, carried[0]), inputs(i, 1, carried[1]))
+
+        carried = list(nothing)
+        for i in range(count - 1):
+            carried = handed_on(i, carried)
+        yield walked(count - 1, carried)
+        if history:
+            carried = list(nothing)
+            for i in range(count - 1):
+                yield walked(i, carried)
+                carried = handed_on(i, carried)
+
     def _head(self, every_step: bool) -> Iterator[tuple[Place, Walked]]:
         """Before the loop, then step by step from A's x; without `every_step`, the first and the last one."""
-        notes = self._notes
+        notes, pair = self._notes, self._pair
         assert notes.plan is not None and notes.head is not None and notes.z is not None
         guidance, x, draws = notes.head
         given = {"z": notes.z, "timesteps": notes.plan.timesteps}
         found: list[dict[str, np.ndarray]] = [{}, {}]
-        yield Place(HEAD_CONDITION, *notes.head_at), self.walk(HEAD_CONDITION, given, given, found)
+        yield Place(HEAD_CONDITION, *notes.head_at), pair.walk(HEAD_CONDITION, given, given, found)
         steps = list(zip(notes.plan.timesteps, notes.plan.coefficients, draws, strict=True))
         own = x
         for i, (timestep, coefficients, draw) in enumerate(steps):
@@ -224,122 +240,13 @@ class Search:
             mine |= {"z": notes.z, "timestep": np.float32(timestep)}
             results: list[dict[str, np.ndarray]] = [{}, {}]
             if every_step or i in (0, len(steps) - 1):
-                yield Place(HEAD_STEP, *notes.head_at, i), self.walk(HEAD_STEP, mine, theirs, results)
+                self._progress("layers of the head")
+                yield Place(HEAD_STEP, *notes.head_at, i), pair.walk(HEAD_STEP, mine, theirs, results)
             else:
-                results = [s.whole(HEAD_STEP, given, ["next"]) for s, given in ((self._a, mine), (self._b, theirs))]
+                results = [s.whole(HEAD_STEP, given, ["next"]) for s, given in ((pair.a, mine), (pair.b, theirs))]
             x, own = (r["next"].astype(np.float32) for r in results)
 
-    def _cut(self, part: str, inputs: Arrays) -> tuple[list[str], Cut]:
-        """The tensors both sides can tell, in A's order, and B cut at them, in its own."""
-        if part == self._part:
-            return self._latest
-        mine, theirs = self._a.tensors(part, inputs), self._b.tensors(part, inputs)
-        inner = part != TRANSFORMER_STEP or self._a.emitter == self._b.emitter
-        smoothed = self._smoothed(part) if "int8" in (self._a.precision, self._b.precision) else set()
-        common = {
-            name
-            for name, operator in theirs.items()
-            if name in mine and name not in smoothed and ("/" not in name or (inner and mine[name] == operator))
-        }
-        if self._a.emitter == "pytorch":
-            common = self._alike(part, inputs, common)
-        # The head's layers are walked once a diffusion step.
-        cut = self._b.cut(part, [n for n in theirs if n in common], keep_open=part == HEAD_STEP)
-        self._part, self._latest = part, ([n for n in mine if n in common], cut)
-        return self._latest
 
-    def _alike(self, part: str, inputs: Arrays, names: set[str]) -> set[str]:
-        """Those of one shape on both sides: a graph may go on, in a module's name, after what the module returns."""
-        shapes: list[dict[str, tuple[int, ...]]] = [{}, {}]
-        for side, found in zip((self._a, self._b), shapes, strict=True):
-            ordered = [n for n in side.tensors(part, inputs) if n in names]
-            side.flow(part, inputs, ordered, lambda name, value, found=found: found.update({name: value.shape}))
-        return {name for name in names if shapes[0].get(name) == shapes[1].get(name)}
-
-    def _smoothed(self, part: str) -> set[str]:
-        """Norms whose weights differ by powers of two a channel: calibration folds such divisors into them."""
-        found = set()
-        for name, operator in self._b.tensors(part, {}).items():
-            if operator == "LayerNormalization" and name.endswith(("norm1", "norm2")):
-                mine, theirs = (side.weight(part, f"{name}.weight") for side in (self._a, self._b))
-                if mine is not None and theirs is not None and mine.shape == theirs.shape:
-                    with np.errstate(divide="ignore", invalid="ignore"):
-                        ratio = mine.astype(np.float64) / theirs.astype(np.float64)
-                    powers = np.log2(np.abs(ratio))
-                    if np.nanmax(np.abs(powers)) > 0.5 and np.nanmax(np.abs(powers - np.round(powers))) < 1e-2:
-                        found.add(name)
-        return found
-
-    def walk(
-        self,
-        part: str,
-        mine: Arrays,
-        theirs: Arrays,
-        found: list[dict[str, np.ndarray]] | None = None,
-    ) -> Walked:
-        """One call with A's inputs and B's own; `found` takes A's and B's results."""
-        self._progress(f"layers of {part}")
-        order, pieces = self._cut(part, mine)
-        outputs = self._b.graph(part).outputs
-        listener = Walk(
-            pieces,
-            self._b.inputs(part, mine),
-            self._b.inputs(part, theirs),
-            self._gate,
-            [n for n in outputs if n in pieces.order],
-            found is not None,
-        )
-        self._a.flow(part, mine, order, listener)
-        walked = listener.finish()
-        if found is not None:
-            for into, lane in zip(found, (listener.reference, listener.own), strict=True):
-                into.update({name: lane[name] for name in outputs})
-        return walked
-
-    def _weights(self, part: str, tensor: str) -> dict[str, float | None]:
-        """How far the guilty layer's stored tensors are from A's of the same name; None where A has none of that name
-        and form."""
-        found: dict[str, float | None] = {}
-        for name in self._latest[1].weights(tensor):
-            stem = name.removesuffix("_scale")
-            mine, theirs = self._a.weight(part, name), self._b.weight(part, name)
-            whole = self._b.weight(part, f"{stem}_quantized") if stem != name else None
-            if whole is not None and theirs is not None:  # per output channel
-                name, mine, theirs = stem, self._a.weight(part, stem), whole * theirs
-            if theirs is not None and theirs.dtype.kind == "f" and theirs.ndim:
-                found[name] = None if mine is None else relative(theirs, mine)
-        return found
-
-    def _module(self, tensor: str, weights: Mapping[str, float | None]) -> str:
-        """Whose fault it is: a layer may run through several modules where the sides are not written alike.
-
-        The first whose stored tensors are not A's; else the only one of which nothing can be said; else the last.
-        """
-        cut = self._latest[1]
-        if "int8" in (self._a.precision, self._b.precision):
-            return cut.graph.module(tensor)  # a quantized linear with the smoothed norm in front
-        steps = cut.modules(tensor)
-        for module, read in steps:
-            if any((weights.get(name) or 0) > self._gate / 5 for name in read):
-                return module
-        open_ones = {m for m, read in steps if not read or any(weights.get(name) is None for name in read)}
-        return open_ones.pop() if len(open_ones) == 1 else cut.graph.module(tensor)
-
-
-def _none_finished(text: Arrays, depth: int) -> dict[str, np.ndarray]:
-    empty = text["text_key_0"][:, :, :0]
-    return {name: empty for name in layer_names("past", depth)}
-
-
-def _kept(outputs: Arrays, depth: int) -> dict[str, np.ndarray]:
-    names = zip(layer_names("past", depth), layer_names("present", depth), strict=True)
-    return {past: outputs[present] for past, present in names}
-
-
-def _decoder_inputs(latent: np.ndarray, done: int, carried: Arrays) -> dict[str, np.ndarray]:
-    return {"latents": latent[None, :, None], "done": np.array([done]), **carried}
-
-
-def _step_inputs(each: Pass, text: Arrays, past: Arrays) -> dict[str, np.ndarray]:
+def _as_inputs(each: Pass) -> dict[str, np.ndarray]:
     given = {"tokens": each.tokens, "masked": each.masked, "predict": each.predict}
-    return {**given, "rope_cos": each.cos, "rope_sin": each.sin, **text, **past}
+    return {**given, "rope_cos": each.cos, "rope_sin": each.sin}

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from videomar.errors import ArtifactError
+from videomar.parity.widen import unquantized, wide_node, wide_tensor
 from videomar.runtime.backends.ort import allowed_cores
 
 Arrays = Mapping[str, np.ndarray]
@@ -236,7 +237,8 @@ class Piece:
         nodes = [_without_outputs(node, set(self.reads)) for node in self._nodes]
         stored = [self._graph.stored(name) for name in self.weights]
         if wide:
-            nodes, stored = _unquantized([_wide(n) for n in nodes], self.weights), [_wide_tensor(t) for t in stored]
+            nodes = unquantized([wide_node(node) for node in nodes], self.weights)
+            stored = [wide_tensor(tensor) for tensor in stored]
             dtypes = {n: np.dtype(np.float32) if d == np.float16 else d for n, d in dtypes.items()}
         given = [helper.make_tensor_value_info(name, DTYPES[dtypes[name]], None) for name in self.reads]
         graph = helper.make_graph(nodes, "piece", given, [onnx.ValueInfoProto(name=self.target)], stored)
@@ -299,33 +301,3 @@ def _without_outputs(node: onnx.NodeProto, names: set[str]) -> onnx.NodeProto:
     copy.CopyFrom(node)
     copy.output[:] = [f"{name}:unused" if name in names else name for name in node.output]
     return copy
-
-
-def _wide(node: onnx.NodeProto) -> onnx.NodeProto:
-    """The same operator for FP32."""
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    for attribute in copy.attribute:
-        if attribute.name in ("to", "dtype", "output_dtype") and attribute.i == TensorProto.FLOAT16:
-            attribute.i = TensorProto.FLOAT
-        if attribute.HasField("t"):
-            attribute.t.CopyFrom(_wide_tensor(attribute.t))
-    return copy
-
-
-def _wide_tensor(tensor: TensorProto) -> TensorProto:
-    if tensor.data_type != TensorProto.FLOAT16:
-        return tensor
-    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
-
-
-def _unquantized(nodes: Sequence[onnx.NodeProto], weights: Iterable[str]) -> list[onnx.NodeProto]:
-    """Without the Q/DQ pairs around activations; stored integers are still turned into numbers."""
-    stored, sources, kept = set(weights), {}, []
-    for node in nodes:
-        node.input[:] = [sources.get(name, name) for name in node.input]
-        if node.op_type == "QuantizeLinear" or (node.op_type == "DequantizeLinear" and node.input[0] not in stored):
-            sources[node.output[0]] = node.input[0]
-        else:
-            kept.append(node)
-    return kept

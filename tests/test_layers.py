@@ -52,6 +52,7 @@ EXCEPTIONS = {  # (module, package): why
     ("videomar.parity.subject", "torch"): "opens it, where PyTorch is installed",
     ("videomar.parity.torch_side", "torch"): "the same side, layer by layer",
     ("videomar.parity.pieces", "onnx"): "cuts graphs into layers, where the package is installed",
+    ("videomar.parity.widen", "onnx"): "the same layers in FP32",
     ("videomar.cli", "torch"): "`train` sets PyTorch's threads before the training modules are imported",
     ("videomar.runtime.backends.ort", "onnxruntime"): "the backend",
     ("videomar.runtime.backends.ort_cache", "onnxruntime"): "its K/V",
