@@ -185,6 +185,34 @@ def test_an_fp16_overflow_is_mended_in_fp32_and_proved(tiny_artifacts: Path, tin
     assert "Keep in FP32: decoder_blocks.0.attn2.wq" in data["mend"]
 
 
+def test_norms_that_absorbed_a_smoothing_are_not_compared_and_their_linears_are(
+    tiny_artifacts: Path, tmp_path: Path
+) -> None:
+    """What calibration does before it quantizes: a norm's result divided by powers of two, the matrix multiplied."""
+    powers = 2.0 ** np.random.default_rng(0).integers(-2, 3, 32)
+    block = "decoder_blocks.0"
+
+    def smooth(model: onnx.ModelProto, wrong: float = 1.0) -> None:
+        for name in ("norm1.weight", "norm1.bias"):
+            weight(f"{block}.{name}", lambda v: v / powers)(model)
+        weight(f"{block}.attn1.wqkv.weight", lambda w: w * powers[:, None] * wrong)(model)
+
+    def as_int8(name: str, wrong: float) -> Path:
+        edit = lambda model: smooth(model, wrong)  # noqa: E731
+        directory = planted(tiny_artifacts, tmp_path / name, TRANSFORMER_STEP, edit)
+        manifest = read_manifest(directory)
+        extra = {**manifest.extra, "activations": "fp32"}
+        (directory / "manifest.json").unlink()
+        write_manifest(directory, dataclasses.replace(manifest, precision="int8", extra=extra))
+        return directory
+
+    code, data = bisect(tiny_artifacts, as_int8("right", 1.0), folder=tmp_path)
+    assert code == 0 and f"{block}.norm1" not in {layer["tensor"] for layer in data["layers"]}
+    assert "decoder_blocks.1.norm1" in {layer["tensor"] for layer in data["layers"]}
+    code, data = bisect(tiny_artifacts, as_int8("wrong", 3.0), folder=tmp_path)
+    assert (code, data["kind"], data["place"]["module"]) == (1, "fault", f"{block}.attn1.wqkv")
+
+
 @pytest.fixture
 def search(tiny_artifacts: Path, tiny_native: Path) -> Callable[..., Finding]:
     """Search with the notes of a clean run, but told of a deviation that no graph explains."""
