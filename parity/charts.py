@@ -164,7 +164,7 @@ def _ticks(least: float, most: float) -> list[float]:
 
 
 def frames_strip(
-    title: str, reference: np.ndarray, candidate: np.ndarray, names: tuple[str, str], most: int = 5, width: float = 1104
+    title: str, reference: np.ndarray, candidate: np.ndarray, names: tuple[str, str], most: int = 4, width: float = 1104
 ) -> Drawing:
     """Frames of both clips above each other and their amplified difference, frames evenly spread, the last included."""
     left, top = 96, 44

@@ -113,10 +113,10 @@ def test_a_strip_shows_both_clips_the_difference_and_says_its_factor() -> None:
     b[16, 0, 0] = (110, 100, 100)
     drawing = frames_strip("t", a, b, ("ref", "cand"))
     shown = [s for s in drawing.shapes if isinstance(s, Picture)]
-    assert len(shown) == 15 and np.array_equal(shown[4].pixels, a[16]) and np.array_equal(shown[9].pixels, b[16])
+    assert len(shown) == 12 and np.array_equal(shown[3].pixels, a[16]) and np.array_equal(shown[7].pixels, b[16])
     factor = int(next(t for t in texts(drawing) if t.startswith("difference x")).removeprefix("difference x"))
     assert (
-        np.array_equal(shown[14].pixels[0, 0], [max(0, 255 - 10 * factor)] * 3) and (shown[14].pixels[1:] == 255).all()
+        np.array_equal(shown[11].pixels[0, 0], [max(0, 255 - 10 * factor)] * 3) and (shown[11].pixels[1:] == 255).all()
     )
 
 
