@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from videomar.artifacts import read_manifest, write_manifest
 from videomar.calibration import collect as collecting
-from videomar.calibration import qdq, writing
+from videomar.calibration import qdq, trials, writing
 from videomar.calibration.calibrate import calibrate
 from videomar.calibration.clips import CalibrationClip, demo_clips, read_list
 from videomar.calibration.collect import collect, linears_of, model_id
@@ -39,7 +39,7 @@ from videomar.runtime.pipeline import Pipeline
 from videomar.runtime.prompt import PromptTokenizer
 
 FILE = f"{TRANSFORMER_STEP}.onnx"
-OPTIONS = Options(threads=1, sensitivity=False, target=0.9)
+OPTIONS = Options(threads=1, sensitivity=False, target=0.9, method="mse", alpha="off")
 
 
 @pytest.fixture(scope="session")
@@ -109,15 +109,31 @@ def test_what_is_written_errs_as_the_probe_foresaw_and_as_the_manifest_says(
     int8: Path, tiny_artifacts: Path, clips: list[CalibrationClip]
 ) -> None:
     report = json.loads((int8 / REPORT).read_text())
-    trials = record(tiny_artifacts, read_manifest(tiny_artifacts), clips[3:], {}, 1)
-    assert len(trials) == report["trials"] > 3
+    held_out = record(tiny_artifacts, read_manifest(tiny_artifacts), clips[3:], {}, 1)
+    assert len(held_out) == report["trials"] > 3
     written = Graphs(int8, 1)
-    errors = measure(trials, lambda feeds: written(TRANSFORMER_STEP, feeds)["z"], Graphs(tiny_artifacts, 1))
+    errors = measure(held_out, lambda feeds: written(TRANSFORMER_STEP, feeds)["z"], Graphs(tiny_artifacts, 1))
     assert errors.as_data() == pytest.approx(report["errors"])
     assert read_manifest(int8).extra["calibration"]["errors"] == report["errors"]
     assert 0.99 < errors.cosine < 1
     assert report["plans"][report["plan"]]["z_relative"] == pytest.approx(errors.relative, rel=0.05)
     assert report["plans"][report["plan"]]["z_relative"] == min(p["z_relative"] for p in report["plans"].values())
+
+
+def test_large_inputs_kept_in_files_are_what_they_were(
+    tiny_artifacts: Path, clips: list[CalibrationClip], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, graphs = read_manifest(tiny_artifacts), Graphs(tiny_artifacts, 1)
+    in_memory = record(tiny_artifacts, manifest, clips[:1], {}, 1)
+    monkeypatch.setattr(trials, "LARGE", 1)
+    in_files = record(tiny_artifacts, manifest, clips[:1], {}, 1, tmp_path)
+    assert len(in_memory) == len(in_files) == 6  # all there are: two frames of three mask steps
+    for one, other in zip(in_memory, in_files, strict=True):
+        assert isinstance(other.feeds["past_key_0"], np.memmap)
+        for name, value in one.feeds.items():
+            np.testing.assert_array_equal(other.feeds[name], value)
+        np.testing.assert_array_equal(graphs(TRANSFORMER_STEP, other.feeds)["z"], one.z)
+        np.testing.assert_array_equal(trials.sample(graphs, other, other.z), one.sampled)
 
 
 def test_one_linear_alone_errs_less_than_its_family_and_that_less_than_all(int8: Path) -> None:
