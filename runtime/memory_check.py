@@ -61,9 +61,9 @@ class MemoryCheck:
         if not free or need <= free + here:  # what this process holds is part of what it needs
             return
         change = smallest_change(request, lambda other: plan_memory(other, BACKEND).peak <= free + here)
-        mend = (
-            f"the smallest change that fits: {' '.join(change.options)} ({change.cost})" if change else "nothing helps"
-        )
+        mend = "no option makes it small enough"
+        if change:
+            mend = f"the smallest change that fits: {' '.join(change.options)} ({change.cost})"
         raise DeviceError(
             f"this clip needs {size_text(need)} of memory, {size_text(free + here)} can be had; {mend}; {OVERRIDE}"
         )

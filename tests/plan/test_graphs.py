@@ -14,7 +14,7 @@ from videomar.config import DEMO, PRESETS, VIDEOMAR_1_4B, HeadConfig, ModelConfi
 from videomar.graphs import contract
 from videomar.plan.arena import Arena, Ideal
 from videomar.plan.graphs_transformer import Pass, Step
-from videomar.plan.memory import GPU_ENGINE, _carried, _text, key_values, tapes, weights
+from videomar.plan.memory import GPU_ENGINE, _carried, _text, key_values, peak_of, tapes, weights
 from videomar.plan.request import Request
 from videomar.plan.roofline import pass_flops
 from videomar.plan.tape import Tape
@@ -115,13 +115,13 @@ def test_keys_and_values_are_the_contracts_tensors(changes: dict[str, object]) -
     assert key_values(r, "ort-cpu") == 2 * (finished + 1) * one
     fixed = dataclasses.replace(r, emitter="native", cache_tokens=100 * r.tokens)
     assert key_values(fixed, "trt") == 100 * one
-    assert _text(r) == shapes(DEMO, graphs.TRANSFORMER_STEP, "text_", axes | {"branches": 2})
+    assert _text(r, "trt") == shapes(DEMO, graphs.TRANSFORMER_STEP, "text_", axes | {"branches": 2})
 
 
 def test_what_the_decoder_carries_is_the_contracts_tensors_twice() -> None:
     r = request(DEMO, frames=33, height=96, width=128)
     axes = decoder_axes(DEMO.tokenizer, r.frames, r.rows, r.columns)
-    assert _carried(r) == 2 * shapes(DEMO, graphs.TOKENIZER_DECODER, "past_", axes)
+    assert _carried(r, "trt") == 2 * shapes(DEMO, graphs.TOKENIZER_DECODER, "past_", axes)
 
 
 def test_the_hand_worked_arithmetic_of_the_released_model() -> None:
@@ -150,6 +150,15 @@ def test_two_passes_of_guidance_need_less_working_memory_and_the_same_keys() -> 
         assert key_values(once, backend) == key_values(twice, backend)
         step, half = (tapes(r, backend)[graphs.TRANSFORMER_STEP].peak(Ideal) for r in (once, twice))
         assert 0.45 * step < half < 0.6 * step
+
+
+@pytest.mark.parametrize("backend", ["ort-cpu", "trt"])
+def test_three_layers_tell_the_memory_of_all(backend: str) -> None:
+    r = request(VIDEOMAR_1_4B, frames=9, height=160, width=160, mask_steps=8)
+    allocator = Arena if backend == "ort-cpu" else Ideal
+    for name in (graphs.TRANSFORMER_STEP, graphs.TEXT_ENCODER):
+        whole = tapes(r, backend)[name].peak(allocator)
+        assert peak_of(r, backend, name, allocator) == pytest.approx(whole, rel=0.02), name
 
 
 def test_decoding_a_longer_clip_needs_no_larger_decoder() -> None:

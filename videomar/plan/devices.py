@@ -59,7 +59,7 @@ DEVICES: dict[str, Device] = {
         Device("thor-128", "Jetson Thor T5000 128GB", 128 * GIB, int(121 * GIB), 273e9, 8.0e12, 258e12, 517e12,
                sm=110, source="NVIDIA Jetson Thor data sheet: 2070 sparse FP4 TFLOPS / 8 (FP16), / 4 (INT8); 273 GB/s",
                **_JETSON),
-        Device("h200", "H200 SXM 141GB", 141_000_000_000, int(138 * GIB), 4.8e12, 67e12, 989e12, 1979e12,
+        Device("h200", "H200 SXM 141GB", int(140.4 * GIB), int(138 * GIB), 4.8e12, 67e12, 989e12, 1979e12,
                launch=4e-6, captured=1.5e-6, of_peak=0.55, of_bandwidth=0.8, sm=90,
                source="NVIDIA H200 data sheet: 989 FP16 and 1979 INT8 dense TFLOPS, 4.8 TB/s, 141 GB"),
     )

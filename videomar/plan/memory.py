@@ -6,6 +6,7 @@ largest sum. Sizes come from the config and the tapes of graphs_*.py alone. Know
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,9 +68,30 @@ class Memory:
 
 def mode(request: Request, backend: str) -> str:
     """How the tape's numbers lie in memory."""
-    if request.precision == "fp32":
+    if wide(request, backend):
         return "fp32"
     return "fp16-as-fp32" if backend == "ort-cpu" else "fp16"
+
+
+def wide(request: Request, backend: str) -> bool:
+    """Whether four bytes lie between graphs: around INT8 products a CPU is best left in FP32."""
+    return request.precision == "fp32" or (request.precision == "int8" and backend == "ort-cpu")
+
+
+# Every layer needs what the one before needed: the arena has come to rest after three.
+LAYERS = 3
+
+
+def peak_of(request: Request, backend: str, name: str, allocator: type[Arena] | type[Ideal]) -> int:
+    """Bytes of a pass through a graph."""
+    c = request.config
+    t, text = c.transformer, c.text
+    shallow = dataclasses.replace(
+        c,
+        transformer=dataclasses.replace(t, depth=min(t.depth, LAYERS)),
+        text=dataclasses.replace(text, depth=min(text.depth, LAYERS)),
+    )
+    return tapes(request.but(config=shallow), backend)[name].peak(allocator)
 
 
 @lru_cache(maxsize=512)
@@ -114,7 +136,7 @@ def weights(request: Request, backend: str) -> dict[str, int]:
 
 def key_values(request: Request, backend: str) -> int:
     """Bytes of finished frames' K/V, the current frame's included."""
-    t, width = request.config.transformer, 4 if request.precision == "fp32" else 2
+    t, width = request.config.transformer, 4 if wide(request, backend) else 2
     frame = 2 * t.depth * request.branches * t.heads * t.head_dim * request.tokens * width
     if request.emitter == "native" and request.cache_tokens is not None:
         return frame * (request.seen + 1) if backend == "ort-cpu" else frame * request.cache_tokens // request.tokens
@@ -123,10 +145,10 @@ def key_values(request: Request, backend: str) -> int:
     return frame * (2 * request.seen + (2 if backend == "ort-cpu" else 1))
 
 
-def _clip(request: Request) -> int:
+def _clip(request: Request, backend: str) -> int:
     """Bytes of a clip's small buffers: inputs, predicted rows, noise."""
     c, s = request.config, request.sampling
-    t, width = c.transformer, 4 if request.precision == "fp32" else 2
+    t, width = c.transformer, 4 if wide(request, backend) else 2
     inputs = request.tokens * (4 * t.token_channels + 1 + t.head_dim * width)
     sizes = sum({1, *request.counts})
     rows = sizes * (8 + request.branches * t.width * width + 4 * t.token_channels * (2 + s.head_steps))
@@ -134,9 +156,9 @@ def _clip(request: Request) -> int:
     return inputs + rows + noise
 
 
-def _text(request: Request) -> int:
+def _text(request: Request, backend: str) -> int:
     """Bytes of the text's K/V, always both branches."""
-    t, width = request.config.transformer, 4 if request.precision == "fp32" else 2
+    t, width = request.config.transformer, 4 if wide(request, backend) else 2
     return 2 * 2 * t.depth * t.heads * t.head_dim * request.text_tokens * width
 
 
@@ -207,7 +229,7 @@ class _Cpu:
         self.moments.append(Moment(name, base | held | dict(parts)))
 
     def arena(self, name: str) -> int:
-        return self.made[name].peak(Arena)
+        return peak_of(self.request, "ort-cpu", name, Arena)
 
     def write(self) -> Memory:
         request = self.request
@@ -225,11 +247,15 @@ class _Cpu:
         for names in ((graphs.TEXT_KEY_VALUES,), (graphs.TRANSFORMER_STEP,), HEADS, (graphs.TOKENIZER_DECODER,)):
             self.load(names)
         loop = self.arena(graphs.TRANSFORMER_STEP) + _head_arena(request)
-        clip = {"K/V of frames": key_values(request, "ort-cpu"), "K/V of text": _text(request), "clip": _clip(request)}
+        clip = {
+            "K/V of frames": key_values(request, "ort-cpu"),
+            "K/V of text": _text(request, "ort-cpu"),
+            "clip": _clip(request, "ort-cpu"),
+        }
         # The decoder takes one latent frame at a time, beside the loop; pixels become frames by way of two copies.
         pixels = 3 * _pixels(request, request.config.tokenizer.temporal_stride)
         self.moment("decoding", clip | {
-            "decoder's carried frames": _carried(request),
+            "decoder's carried frames": _carried(request, "ort-cpu"),
             "working memory": loop + self.arena(graphs.TOKENIZER_DECODER),
             "pixels": given["pixels"] + pixels,
         })  # fmt: skip
@@ -246,11 +272,11 @@ def _head_arena(request: Request) -> int:
     return arena.peak
 
 
-def _carried(request: Request) -> int:
+def _carried(request: Request, backend: str) -> int:
     """Bytes that the decoder carries from frame to frame, in two sets that change places, and its pixels."""
     c = request.config
     axes = decoder_axes(c.tokenizer, request.frames, request.rows, request.columns)
-    width = 4 if request.precision == "fp32" else 2
+    width = 4 if wide(request, backend) else 2
     sizes = (
         math.prod(axes.get(a, 1) if isinstance(a, str) else a for a in tensor.axes)
         for tensor in graphs.carried_tensors(c, "past", "float32")
@@ -259,18 +285,22 @@ def _carried(request: Request) -> int:
 
 
 def _on_gpu(request: Request) -> Memory:
-    made, held = tapes(request, "trt"), weights(request, "trt")
+    held = weights(request, "trt")
     base = {"Python, CUDA, TensorRT": GPU_BASELINE}
     moments = []
     build = max(BUILD_FACTOR * size for size in held.values())
     if request.lean and (text := held.pop(graphs.TEXT_ENCODER, 0)):
-        working = {"working memory": made[graphs.TEXT_ENCODER].peak(Ideal)}
+        working = {"working memory": peak_of(request, "trt", graphs.TEXT_ENCODER, Ideal)}
         moments.append(Moment("encoding the text", base | _grouped({graphs.TEXT_ENCODER: text}) | working))
     # One block for all contexts, as large as the largest needs.
-    working = {"working memory": max(made[name].peak(Ideal) for name in held)}
+    working = {"working memory": max(peak_of(request, "trt", name, Ideal) for name in held)}
     pixels = _pixels(request, request.given) + 3 * _pixels(request, request.config.tokenizer.temporal_stride)
-    clip = {"K/V of frames": key_values(request, "trt"), "K/V of text": _text(request), "clip": _clip(request)}
-    clip |= {"decoder's carried frames": _carried(request), "pixels": pixels}
+    clip = {
+        "K/V of frames": key_values(request, "trt"),
+        "K/V of text": _text(request, "trt"),
+        "clip": _clip(request, "trt"),
+    }
+    clip |= {"decoder's carried frames": _carried(request, "trt"), "pixels": pixels}
     moments.append(Moment("generating", base | _grouped(held) | clip | working))
     return Memory(tuple(moments), int(max(build, BUILD_BASE)), GPU_BASELINE)
 
