@@ -13,7 +13,7 @@ from videomar.config import DEMO, PRESETS, VIDEOMAR_1_4B
 from videomar.errors import ConfigError, InputError
 from videomar.plan.advice import smallest_change
 from videomar.plan.devices import DEVICES, GIB, MIB
-from videomar.plan.memory import fits, plan_memory
+from videomar.plan.memory import builds, fits, plan_memory
 from videomar.plan.request import Request
 
 
@@ -142,6 +142,7 @@ def test_the_released_model_fits_where_it_should() -> None:
     need = plan_memory(request(), "trt")
     assert need.build == pytest.approx(3.3 * 1.02 * 2 * 1.5437e9, rel=0.01)  # the text encoder is the largest graph
     assert [fits(need, d) for d in DEVICES.values()] == [False, True, True, True, True]
+    assert [builds(need, d) for d in DEVICES.values()] == [False, True, True, True, True]
 
 
 @pytest.mark.parametrize(

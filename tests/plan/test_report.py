@@ -93,7 +93,8 @@ def test_the_chart_is_well_formed_and_its_bars_are_in_proportion() -> None:
 
 def test_the_table_says_what_decides() -> None:
     text = as_text(make_report(FULL, DEVICES["orin-nano-8"]))
-    assert "does not fit" in text and "the smallest change that fits: --text-embeddings" in text
+    assert "does not fit: generating needs" in text and "the smallest change that fits: " in text
+    assert "building the engines needs 9.68 GiB: add 3.28 GiB of swap" in text
     assert "480 (4 latent frames of 1440 tokens)" in text
 
 

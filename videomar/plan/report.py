@@ -9,7 +9,7 @@ from typing import Any
 
 from videomar.plan.advice import Change, smallest_change
 from videomar.plan.devices import GIB, MIB, Device
-from videomar.plan.memory import Memory, fits, plan_memory
+from videomar.plan.memory import Memory, builds, fits, plan_memory
 from videomar.plan.request import Request
 from videomar.plan.roofline import Times, plan_times
 
@@ -29,7 +29,7 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        return fits(self.memory, self.device)
+        return fits(self.memory, self.device) and builds(self.memory, self.device)
 
 
 def make_report(request: Request, device: Device) -> Report:
@@ -56,16 +56,19 @@ def time_text(seconds: float) -> str:
 
 
 def verdict(memory: Memory, device: Device, change: Change | None) -> str:
-    """Whether it fits, and what would, in a sentence: what is needed, what is free, the smallest change."""
-    need, what = memory.peak, f"generating needs {size_text(memory.peak)}"
-    if memory.build > need:
-        need, what = memory.build, f"building the engines needs {size_text(memory.build)}"
+    """Whether it fits, and what would make it, in a sentence each for generating and for building."""
     free = f"{size_text(device.free)} of {device.title} is free"
-    if need <= device.free:
-        return f"fits: {what}, {free}"
-    if change is None:
-        return f"does not fit: {what}, {free}; no option of this tool makes it small enough"
-    return f"does not fit: {what}, {free}; the smallest change that fits: {' '.join(change.options)} ({change.cost})"
+    said = f"generating needs {size_text(memory.peak)}, {free}"
+    if fits(memory, device):
+        said = f"fits: {said}"
+    elif change is None:
+        said = f"does not fit: {said}; no option of this tool makes it small enough"
+    else:
+        said = f"does not fit: {said}; the smallest change that fits: {' '.join(change.options)} ({change.cost})"
+    if not builds(memory, device):
+        missing = size_text(memory.build - device.free)
+        said += f"\nbuilding the engines needs {size_text(memory.build)}: add {missing} of swap for it (docs/jetson.md)"
+    return said
 
 
 def as_text(report: Report) -> str:
