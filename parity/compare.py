@@ -105,8 +105,15 @@ def conclude(
 
 
 def write(data: Data, ladder: Ladder, args: argparse.Namespace, extras: Mapping[str, Any]) -> int:
-    """Print the table, write JSON, page and picture; 0 or 1."""
-    print(as_text(data))
+    """Write JSON, page and picture, print the table; 0 or 1."""
+    try:
+        _write_files(data, ladder, args, extras)
+    finally:  # a disk that refuses does not take the figures with it, nor a closed pipe the files
+        print(as_text(data))
+    return 0 if data["passed"] else 1
+
+
+def _write_files(data: Data, ladder: Ladder, args: argparse.Namespace, extras: Mapping[str, Any]) -> None:
     shown: dict[str, Shown] = {label: c.shown for label, c in ladder.climbs.items() if c.shown is not None}
     if args.json:
         atomic_write(args.json, json.dumps(data, indent=2, allow_nan=False) + "\n")
@@ -119,7 +126,6 @@ def write(data: Data, ladder: Ladder, args: argparse.Namespace, extras: Mapping[
         from videomar.parity.picture import card
 
         atomic_write(args.png, png(card(data, shown)))
-    return 0 if data["passed"] else 1
 
 
 def labelled(sides: Sequence[Subject]) -> dict[str, Subject]:

@@ -81,10 +81,11 @@ def layer_bars(data: Mapping[str, Any]) -> Drawing:
 
 def range_bars(data: Mapping[str, Any]) -> Drawing:
     """The tensors nearest to FP16's end."""
-    rows = [
-        (f"{graph} {tensor}", value) for graph, tensors in data["largest"].items() for tensor, value in tensors.items()
-    ]
-    rows = [row for row in sorted(rows, key=lambda row: -row[1]) if row[1] > 0][:MOST]
+    found: dict[tuple[str, float], str] = {}  # of a tensor and its reshapes one, a module's rather than an operator's
+    for graph, tensors in data["largest"].items():
+        for tensor in sorted(tensors, key=lambda name: "/" in name):
+            found.setdefault((graph, tensors[tensor]), f"{graph} {tensor}")
+    rows = sorted(((name, value) for (_, value), name in found.items() if value > 0), key=lambda row: -row[1])[:MOST]
     marked = [name for name, value in rows if not value <= FP16_MOST]
     values = [(name, min(value, 1e38)) for name, value in rows]
     title = "Largest absolute value of each tensor in the real loop"
@@ -99,7 +100,12 @@ def int8_spans(data: Mapping[str, Any]) -> Drawing:
         rows.append((name, row["threshold"] / LEVELS, row["threshold"], largest))
     rows = sorted(rows, key=lambda row: -row[3])[:MOST]
     bounds = [(FP16_LEAST, "FP16's least normal"), (FP16_MOST, "FP16's largest")]
-    return spans("INT8's step and range (band), largest input seen (stroke)", rows, "absolute value", bounds)
+    return spans(
+        "INT8's step and range after smoothing (band), largest input seen before it (stroke)",
+        rows,
+        "absolute value",
+        bounds,
+    )
 
 
 def sensitivity_bars(data: Mapping[str, Any]) -> Drawing:

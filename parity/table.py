@@ -62,10 +62,10 @@ def as_text(data: dict[str, Any]) -> str:
 
 
 def _candidate(candidate: dict[str, Any], data: dict[str, Any]) -> list[str]:
-    reference = data["reference"]
+    reference, count = data["reference"], len(data["cases"])
     lines = [
         f"{candidate['label']} ({candidate['precision']}, {candidate['backend']}) against {reference['label']} "
-        f"({reference['precision']}, {reference['backend']}), worst of {len(data['cases'])} clips; gates of "
+        f"({reference['precision']}, {reference['backend']}), worst of {count} clip{'s' * (count > 1)}; gates of "
         f"{candidate['tolerances']}"
     ]
     for finding in candidate["findings"]:

@@ -197,7 +197,7 @@ LAYERS: dict[str, Any] = {
         {"tensor": "c", "added": None, "guilty": True},
     ],
 }
-RANGES: dict[str, Any] = {"largest": {"transformer_step": {"x": 70000.0, "y": 3.0, "zero": 0.0}}}
+RANGES: dict[str, Any] = {"largest": {"transformer_step": {"x/reshape": 70000.0, "x": 70000.0, "y": 3.0, "zero": 0.0}}}
 SENSITIVITY: dict[str, Any] = {
     "linears": {
         "block 0 qkv": {"min": -3.0, "max": 2.0, "threshold": 2.5, "quantized": True, "alone": {"z_relative": 1e-3}},
