@@ -86,7 +86,7 @@ def test_the_chart_is_well_formed_and_its_bars_are_in_proportion() -> None:
     widths = sum(float(r.get("width", 0)) for r in bars[: len(bars) // len(reports)])
     first = reports[0]
     most = max(max(r.memory.peak, r.memory.build) for r in reports) * 1.08
-    assert widths == pytest.approx(680 * first.memory.peak / most, rel=0.01)
+    assert widths == pytest.approx(665 * first.memory.peak / most, rel=0.01)
     text = "".join(root.itertext())
     assert all(d.title in text for d in DEVICES.values()) and "does not fit" in text
 

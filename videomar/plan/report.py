@@ -151,7 +151,7 @@ COLOURS = ("#8a8f98", "#b07aa1", "#4e79a7", "#59a14f", "#9c755f", "#e15759", "#f
 
 def as_svg(reports: Sequence[Report]) -> str:
     """One bar a plan, its parts in colours, with what is free as a line: an SVG picture, 900 pixels wide."""
-    left, wide, high, top = 190, 680, 46, 62
+    left, wide, high, top = 205, 665, 46, 62
     names = list(dict.fromkeys(n for r in reports for n, size in r.memory.largest.parts.items() if size))
     colours = dict(zip(names, COLOURS * (1 + len(names) // len(COLOURS)), strict=False))
     most = max(max(r.memory.peak, r.memory.build) for r in reports) * 1.08
