@@ -96,7 +96,7 @@ def gate_preset(
                 progress(f"exporting {emitter} fp16 {name}")
                 words = [preset, name, emitter, str(cache or 0), str(folder)]
                 made = subprocess.run(
-                    [sys.executable, "-m", "videomar.export.random_graphs", *words], capture_output=True, text=True
+                    [sys.executable, "-m", "videomar.export.unchecked_graphs", *words], capture_output=True, text=True
                 )
                 if made.returncode:
                     last = (made.stderr.strip().splitlines() or [f"code {made.returncode}"])[-1]
@@ -147,12 +147,15 @@ def _artifacts(
 
 
 def _exported(checkpoint: Path, options: BuildOptions, folder: Path, progress: Callable[[str], None]) -> Iterator[Path]:
-    from videomar.export.export import export_checkpoint
+    from videomar.export.unchecked_graphs import write_graphs
 
     config = ModelConfig.from_json((checkpoint / "config.json").read_text(encoding="utf-8"))
     cache = _cache_tokens(config, Sizes.of(config, **options.sizes))
+    made: dict[str, Path] = {}  # by precision: emitters differ in the transformer alone
     for emitter, precision in (("portable", "fp16"), ("portable", "fp32"), ("native", "fp16")):
         progress(f"exporting {checkpoint.name}, {emitter} {precision}")
         out = folder / f"{emitter}-{precision}"
-        export_checkpoint(checkpoint, out, precision, emitter, cache if emitter == "native" else None)
+        tokens = cache if emitter == "native" else None
+        write_graphs(checkpoint, out, precision, emitter, tokens, made.get(precision))
+        made.setdefault(precision, out)
         yield out
