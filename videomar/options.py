@@ -52,8 +52,8 @@ def _number(least: float, most: float) -> Callable[[str], float]:
 
 def _size(text: str) -> tuple[int, int]:
     """HEIGHTxWIDTH, or one number for both."""
-    height, _, width = text.partition("x")
-    return _whole(1, 16384)(height), _whole(1, 16384)(width or height)
+    height, both, width = text.partition("x")
+    return _whole(1, 16384)(height), _whole(1, 16384)(width if both else height)
 
 
 _COUNT, _PIXELS, _THREADS, _SEED = _whole(1), _whole(1, 16384), _whole(1, 1024), _whole(0, 2**63 - 1)
@@ -261,8 +261,8 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
     p.add_argument("--head-steps", type=_COUNT, help="diffusion steps a token")
     p.add_argument("--layers", type=Path, help="for --html: what `videomar bisect --json` wrote")
-    p.add_argument("--ranges", type=Path, help="for --html: the ranges file of `videomar calibrate`")
-    p.add_argument("--sensitivity", type=Path, help="for --html: an INT8 directory of `videomar calibrate`")
+    p.add_argument("--ranges", type=Path, help="for --html: ranges.npz of an INT8 directory")
+    p.add_argument("--sensitivity", type=Path, help="for --html: calibration.json of an INT8 directory")
     _reporting(p)
 
     p = command("bisect", "Find the first layer and loop step where B leaves A, and the precision that mends it.")

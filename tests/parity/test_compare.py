@@ -201,6 +201,16 @@ def test_options_that_do_not_fit_are_one_line(
     assert match in error and "\n" not in error
 
 
+@pytest.mark.parametrize("size", ["0", "a", "64x", "x64", "64x0", "64x64x64", "-8"])
+def test_a_size_that_is_none_is_refused_before_anything_is_opened(
+    capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", "a", "b", f"--size={size}"])
+    error = capsys.readouterr().err.strip()
+    assert caught.value.code == 2 and "--size" in error and "\n" not in error
+
+
 def test_a_directory_given_twice_as_candidate_is_refused(
     tiny_artifacts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
