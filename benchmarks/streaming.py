@@ -1,10 +1,11 @@
 """Decoding frame by frame against decoding the whole clip: the same pixels? how much memory? when is a frame there?
 
-    python benchmarks/streaming.py [--preset videomar-1.4b --size 240 384] [--artifacts out/demo-fp32] [--clips 5]
+    python benchmarks/streaming.py [--preset videomar-1.4b --size 96 160] [--turns] [--artifacts out/demo-fp32]
 
-Weights are the preset's with random numbers, FP32, on ONNX Runtime's CPU provider with one thread. Every decode runs in
-a process of its own, whose largest resident memory the kernel tells (VmHWM). The whole-clip graph is diffusers' decoder
-traced as it is; the runtime has no such graph. With --artifacts: time to the first generated frame, too.
+The preset's sizes with random weights, FP32, on ONNX Runtime's CPU provider with one thread. Every decode runs in a
+process of its own, of which the kernel tells the largest resident memory (VmHWM); the table shows what lies above the
+loaded graph. The whole-clip graph is diffusers' decoder traced as it is; the runtime has none. --turns times both in
+one process; --artifacts shows when a stream's first generated frame is there.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +45,8 @@ def make(preset: str, h: int, w: int, frames: int, folder: Path) -> dict[str, An
     tokenizer = VideoTokenizer(config.tokenizer).eval().requires_grad_(False)
     for p in tokenizer.vae.decoder.parameters():
         p.add_(0.02 * torch.randn_like(p))  # no more zeros and ones in norms and biases
+    for p in tokenizer.vae.decoder.conv_out.conv_t.parameters():
+        p.mul_(0.2)  # or most pixels are cut at -1 and 1
 
     class Whole(nn.Module):
         def __init__(self) -> None:
@@ -60,7 +64,7 @@ def make(preset: str, h: int, w: int, frames: int, folder: Path) -> dict[str, An
         truth = Whole()(sample)
         parts = SimpleNamespace(config=config, video_tokenizer=tokenizer)
         builder = GraphBuilder(parts, contract(config, "fp32", False), EMITTERS["portable"], torch.float32, 0, folder)
-        save(builder.build(TOKENIZER_DECODER), folder / "stream.onnx")
+        save(builder.build(TOKENIZER_DECODER), folder / f"{TOKENIZER_DECODER}.onnx")
         spec, axes = GraphSpec("whole", (latents,), (pixels,)), [{2: AUTO, 3: AUTO, 4: AUTO}]
         save(to_onnx(Whole(), [torch.zeros(1, channels, 3, 4, 5)], axes, spec, 18), folder / "whole.onnx")
     np.savez(folder / "truth.npz", latents=sample.numpy(), pixels=truth.numpy())
@@ -68,44 +72,58 @@ def make(preset: str, h: int, w: int, frames: int, folder: Path) -> dict[str, An
 
 
 def run(preset: str, kind: str, frames: int, h: int, w: int, folder: Path) -> dict[str, Any]:
-    """One decode after a first one; seconds, memory and (for the clip that PyTorch decoded) the largest difference."""
+    """Decode once: memory above the loaded graph and, for the clip that PyTorch decoded, the largest difference.
+
+    kind: "whole", "stream", or "turns": both, one after the other, nine times: median seconds of each.
+    """
     import onnxruntime as ort
 
+    from videomar.artifacts import Manifest
     from videomar.config import PRESETS
-    from videomar.graphs import contract
-    from videomar.runtime.backends.ort_decoder import OrtDecoder
-    from videomar.runtime.backends.ort_memory import HostMemory
+    from videomar.graphs import TOKENIZER_DECODER
+    from videomar.runtime.backends.ort import OrtBackend
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = THREADS, 3
-    session = ort.InferenceSession(str(folder / f"{kind}.onnx"), options)
-    loaded = resident("VmHWM")
+    manifest = Manifest("onnx", "fp32", "portable", 18, PRESETS[preset])
+    backend = OrtBackend(folder, manifest, THREADS, lean=True)  # loads no graph yet
+    if kind != "whole":
+        backend.session(TOKENIZER_DECODER)
+    if kind != "stream":
+        session = ort.InferenceSession(str(folder / "whole.onnx"), backend._options)
+    Path("/proc/self/clear_refs").write_text("5")  # from now on the kernel looks for a new largest
+    loaded = resident("VmRSS")
     truth = np.load(folder / "truth.npz")
-    config, known = PRESETS[preset], truth["latents"].shape[2]
+    known = truth["latents"].shape[2]
     latents = truth["latents"][:, :, np.arange(frames) % known]
-    backend: Any = SimpleNamespace(
-        config=config, specs=contract(config, "fp32", False), memory=HostMemory(), session=lambda name: session
-    )
 
-    def decode() -> list[np.ndarray]:
-        if kind == "whole":
-            return [session.run(None, {"latents": latents})[0]]
-        decoder, pixels = OrtDecoder(backend, frames, h, w), []
+    def whole() -> list[np.ndarray]:
+        return [session.run(None, {"latents": latents})[0]]
+
+    def stream() -> list[np.ndarray]:
+        decoder, pixels = backend.decoder(frames, h, w), []
         for i in range(frames):
             made = decoder.next(latents[0, :, i])
             pixels.append(made.copy() if frames == known else made[..., :1, :1].copy())  # as a stream: shown, then gone
         decoder.close()
         return pixels
 
-    pixels, seconds = [], []
-    for _ in range(1 if latents.size > 1e5 else 5):
-        began = time.perf_counter()
-        pixels = decode()
-        seconds.append(time.perf_counter() - began)
-    found: dict[str, Any] = {"seconds": min(seconds), "loaded": loaded, "peak": resident("VmHWM")}
+    if kind == "turns":
+        return {name: statistics.median(times) for name, times in turns({"whole": whole, "stream": stream}).items()}
+    pixels = whole() if kind == "whole" else stream()
+    found = {"above": resident("VmHWM") - loaded}
     if frames == known:
         found["difference"] = float(np.abs(np.concatenate(pixels, axis=2) - truth["pixels"]).max())
     return found
+
+
+def turns(ways: dict[str, Callable[[], object]], rounds: int = 9) -> dict[str, list[float]]:
+    """Seconds of each, taken in turn; the first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds + 1):
+        for name, way in ways.items():
+            began = time.perf_counter()
+            way()
+            seconds[name].append(time.perf_counter() - began)
+    return {name: times[1:] for name, times in seconds.items()}
 
 
 def resident(key: str) -> float:
@@ -142,6 +160,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, nargs="+", default=(1, 2, 4, 8, 16), help="latent frames")
     parser.add_argument("--artifacts", type=Path)
     parser.add_argument("--clips", type=int, default=5)
+    parser.add_argument("--turns", action="store_true", help="time both, in turn")
     parser.add_argument("--worker", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -167,15 +186,16 @@ def main() -> None:
             return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
         print(f"{args.preset}, {args.size[1]}x{args.size[0]}, FP32; pixels of PyTorch: {worker('make', 4)}")
-        print(
-            "| latent frames | whole: s | MiB above the loaded graph | by frame: s | MiB above | largest difference |"
-        )
-        print("|---|---|---|---|---|---|")
+        if args.turns:
+            for frames in args.frames:
+                ms = {name: 1e3 * seconds for name, seconds in worker("turns", frames).items()}
+                print(f"{frames} latent frames: whole {ms['whole']:.1f} ms, frame by frame {ms['stream']:.1f} ms")
+        print("| latent frames | whole, MiB | frame by frame, MiB | largest difference from PyTorch |")
+        print("|---|---|---|---|")
         for frames in args.frames:
             whole, stream = worker("whole", frames), worker("stream", frames)
-            cells = [c for r in (whole, stream) for c in (f"{r['seconds']:.3f}", f"{r['peak'] - r['loaded']:.0f}")]
             difference = [f"{r['difference']:.1e}" for r in (whole, stream) if "difference" in r]
-            print(f"| {frames} | {' | '.join(cells)} | {' whole, by frame '.join(difference)} |")
+            print(f"| {frames} | {whole['above']:.0f} | {stream['above']:.0f} | {', '.join(difference)} |")
     if args.artifacts:
         first_frames(args.artifacts, args.clips)
 

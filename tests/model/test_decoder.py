@@ -73,7 +73,7 @@ def streamed(tokenizer: VideoTokenizer, latents: Tensor, clip: int | None = None
     return torch.cat(pixels, dim=2)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     config=tokenizers(),
     grid=st.tuples(st.integers(1, 3), st.integers(1, 3)),
