@@ -10,7 +10,6 @@ all the layers' tensors are together (which is what marking every tensor as an o
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
@@ -134,7 +133,9 @@ def measure(file: Path, tokens: int, config: Path) -> None:
 
 
 def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    """MiB; not getrusage, whose figure starts at the parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
 
 
 def main() -> None:
@@ -148,7 +149,7 @@ def main() -> None:
         measure(args.file, args.tokens, args.artifacts)
         return
     print(
-        "| blocks | layers | weights, MiB | all tensors, MiB | held at once | of MiB | MiB before | peak MiB | seconds |"
+        "| blocks | layers | weights, MiB | all tensors, MiB | held at once | MiB | MiB before | peak MiB | seconds |"
     )
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for depth in args.depths:

@@ -237,8 +237,8 @@ def overflow(rng: Rng, i: int) -> Plant:
     factor, width = float(2 ** rng.integers(15, 17)), HEADS * DIM
     last = layer == DEPTH - 1
     if way == 4:
-        # Keys of the text are normalized, so a factor on them changes nothing.
-        name = f"attentions.{layer}.wkv"
+        # Keys of the text are normalized, so a factor on them changes nothing; below 2^16 they stay in range.
+        name, factor = f"attentions.{layer}.wkv", 2.0**16
 
         def keys(w: np.ndarray) -> np.ndarray:
             w = w.astype(np.float32)

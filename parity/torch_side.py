@@ -28,7 +28,7 @@ from videomar.graphs import (
 )
 from videomar.model.decoder import DecodeFrame
 from videomar.model.head import ancestral_step
-from videomar.model.transformer import Block
+from videomar.model.transformer import Block, SelfAttention
 from videomar.model.videomar import VideoMAR
 
 Arrays = Mapping[str, np.ndarray]
@@ -135,6 +135,9 @@ class TorchSide:
                 return tell("z", value[:, rows])
             if not name.startswith("decoder_blocks."):
                 return None
+            if inner in ("key", "value"):
+                number = name.split(".")[1]
+                return tell(f"present_{inner}_{number}", value[..., order] if inner == "key" else value)
             of_last = name.startswith(f"{last}.") or name == last
             if inner in ("q_norm", "k_norm"):  # [B, H, S, D] -> [B, S, H, D]
                 value = value.transpose(1, 2)
@@ -153,7 +156,7 @@ class TorchSide:
         with hooked(t, forward):
             branches = text[0][0].shape[0]
             split = c.rope_split
-            _, present = t(
+            t(
                 given["tokens"].expand(branches, -1, -1),
                 given["masked"].expand(branches, -1),
                 _whole_tables(given["rope_cos"], split),
@@ -161,9 +164,6 @@ class TorchSide:
                 text,
                 past=past,
             )
-        for i, (key, value) in enumerate(present):
-            tell(f"present_key_{i}", key[..., order])
-            tell(f"present_value_{i}", value)
 
     def _condition(self, given: dict[str, Tensor], tell: Tell) -> None:
         head = self._model.diffusion_head
@@ -195,13 +195,17 @@ class TorchSide:
 
 @contextmanager
 def hooked(root: nn.Module, tell: Tell) -> Iterator[None]:
-    """Tell every inner module's result by its path while the context lasts; a tuple is none, but for a block's."""
+    """Tell every inner module's result by its path while the context lasts; keys and values as an attention's own."""
 
     def hook(name: str) -> Callable[[nn.Module, object, object], None]:
         def listen(module: nn.Module, args: object, output: object) -> None:
-            value = output[0] if isinstance(module, Block) else output
+            value = output[0] if isinstance(module, (Block, SelfAttention)) else output
             if isinstance(value, Tensor):
                 tell(name, value)
+            if isinstance(module, SelfAttention):  # at once: all that is told later waits for them
+                key, value = output[1]
+                tell(f"{name}.key", key)
+                tell(f"{name}.value", value)
 
         return listen
 
