@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from videomar.carried import Carried, decoder_axes
 from videomar.export.emitters import Emitter, Portable
 from videomar.export.head import HeadCondition, HeadStep
+from videomar.export.islands import keep_fp32
 from videomar.export.onnx_files import loop_over_steps, to_onnx
 from videomar.export.tokenizer import Encode, TextStates
 from videomar.export.transformer import TextKeyValues, TransformerStep
@@ -52,10 +53,13 @@ class GraphBuilder:
         dtype: torch.dtype,
         prefix: int,
         folder: Path | None = None,
+        islands: Mapping[str, Collection[str]] | None = None,
     ) -> None:
-        """folder: where graphs with too many weights for one file leave them while they are built."""
+        """folder: where graphs with too many weights for one file leave them while they are built. islands: graph ->
+        tensors to be computed in FP32 although the rest is not."""
         self.model, self.specs, self.emit, self.dtype, self.prefix = model, specs, emit, dtype, prefix
-        self.folder = folder
+        self.folder, self.islands = folder, islands or {}
+        self.wide: dict[str, int] = {}  # graph -> operators in its FP32 islands
 
     def build(self, name: str) -> onnx.ModelProto:
         """One graph of the contract."""
@@ -78,7 +82,10 @@ class GraphBuilder:
             module = copy.deepcopy(module)
             for p in module.parameters():  # buffers, such as rotary frequencies, keep their precision
                 p.data = p.data.to(self.dtype)
-        return to_onnx(module.eval(), args, axes, self.specs[name], opset, self.folder)
+        graph = to_onnx(module.eval(), args, axes, self.specs[name], opset, self.folder)
+        if tensors := self.islands.get(name):
+            self.wide[name] = keep_fp32(graph, tensors, self.folder)
+        return graph
 
     def _examples(self, name: str) -> tuple[list[Tensor], list[dict[int, Any]]]:
         """Inputs of the contract's sizes, and their moving axes."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 import gc
+import json
 import platform
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,9 +43,11 @@ def export_checkpoint(
     cache_tokens: int | None = None,
     force: bool = False,
     progress: Progress = lambda stage, done, total: None,
+    islands: Mapping[str, Collection[str]] | None = None,
 ) -> bool:
     """Write every graph of `checkpoint` into `out` and check each against PyTorch; False if `out` is up to date.
 
+    islands: tensors to be computed in FP32 although the rest is FP16, graph -> names.
     Raises ArtifactError for a bad checkpoint or target, InputError for an unknown option, ParityError when a graph's
     numbers miss the contract's tolerance; then `out` is left as it was.
     """
@@ -58,7 +61,7 @@ def export_checkpoint(
         lambda dtype: PartsOfCheckpoint(checkpoint, dtype),
         lambda file: shutil.copy(checkpoint / "tokenizer.json", file),
         hash_files(files),
-        Options(out, precision, emitter_name, cache_tokens, force, progress),
+        Options(out, precision, emitter_name, cache_tokens, force, progress, islands or {}),
     )
 
 
@@ -96,6 +99,7 @@ class Options:
     cache_tokens: int | None
     force: bool
     progress: Progress
+    islands: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 def _export(
@@ -113,9 +117,12 @@ def _export(
         "precision": precision,
         "emitter": emit.name,
         "cache_tokens": str(cache_tokens),
+        "islands": json.dumps({graph: sorted(names) for graph, names in sorted(options.islands.items())}),
         "videomar": version("videomar"),
         "torch": torch.__version__,
     }
+    if options.islands and precision != "fp16":
+        raise InputError(f"FP32 islands are for FP16, got --precision {precision}; leave --islands away")
     if not options.force and up_to_date(out, inputs):
         return False
     progress("loading the checkpoint", 0, 2 * len(GRAPHS) + 1)
@@ -127,7 +134,7 @@ def _export(
     with write_directory(out, force=options.force) as directory, torch.inference_mode():
         write_words(directory / "tokenizer.json")
         prefix = PromptTokenizer(directory / "tokenizer.json", config.text).prefix
-        builder = GraphBuilder(source, specs, emit, DTYPES[precision], prefix, directory)
+        builder = GraphBuilder(source, specs, emit, DTYPES[precision], prefix, directory, options.islands)
         checks: dict[str, dict[str, float]] = {}
         lint: dict[str, list[str]] = {}  # what TensorRT cannot build; a board without the onnx package reads it here
         for i, name in enumerate(GRAPHS):
@@ -161,7 +168,7 @@ def _export(
                     "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
                 },
                 checks=checks,
-                extra={"cache_tokens": cache_tokens, "lint": lint},
+                extra={"cache_tokens": cache_tokens, "lint": lint, "fp32_operators": builder.wide},
             ),
         )
     return True

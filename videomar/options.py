@@ -105,6 +105,12 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
         help="portable: primitive operators, runs anywhere; native: opset 24, K/V written in place (ONNX Runtime 1.24)",
     )
     p.add_argument(
+        "--islands",
+        type=Path,
+        metavar="CALIBRATION.json",
+        help="fp16 only: compute in FP32 what `videomar calibrate` saw come too near to FP16's largest number",
+    )
+    p.add_argument(
         "--cache-tokens",
         type=int,
         help="native only: bake in a K/V cache of this many tokens (latent frames * h * w), as TensorRT wants it",
