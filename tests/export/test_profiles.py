@@ -53,7 +53,7 @@ def test_two_passes_halve_the_transformers_branches_and_not_the_heads() -> None:
 def test_a_window_bounds_the_keys_and_values() -> None:
     ranges = axis_ranges(CONFIG, Sizes.of(CONFIG, frames=81, window=2), 0, cache_tokens=4 * 64)
     assert ranges["past"] == (0, 3 * 64, 3 * 64) and ranges["total"] == (16, 4 * 64, 4 * 64)
-    assert ranges["t"][2] == 11
+    assert ranges["clip"][2] == 11
     with pytest.raises(InputError, match=r"needs K/V of 256 tokens, these artifacts hold 255; lower .*--kv-window"):
         axis_ranges(CONFIG, Sizes.of(CONFIG, frames=81, window=2), 0, cache_tokens=255)
 
