@@ -31,7 +31,7 @@ def resident(key: str = "VmRSS") -> int:
     raise SystemExit("memory is read from /proc/self/status, which this system lacks")
 
 
-def measure(directory: Path, frames: int, size: int) -> dict[str, int]:
+def measure(directory: Path, frames: int, size: int, knobs: dict[str, int]) -> dict[str, int]:
     """One clip in this process: peak bytes, and bytes before the model was there."""
     import onnxruntime as ort
 
@@ -48,12 +48,12 @@ def measure(directory: Path, frames: int, size: int) -> dict[str, int]:
     base = resident()
     with Pipeline.open(directory, threads=1, backend="ort-cpu", check_hashes=False, lean=True) as pipe:
         picture = np.zeros((size, size, 3), np.uint8)
-        for _ in pipe.stream(picture, PROMPT, frames=frames, size=(size, size), **STEPS):
+        for _ in pipe.stream(picture, PROMPT, frames=frames, size=(size, size), **STEPS, **knobs):
             pass
     return {"peak": resident("VmHWM"), "base": base}
 
 
-def predict(directory: Path, frames: int, size: int) -> tuple[int, int]:
+def predict(directory: Path, frames: int, size: int, knobs: dict[str, int]) -> tuple[int, int]:
     """(peak bytes, of them before the model is there) by the plan."""
     from videomar.artifacts import read_manifest
     from videomar.plan.memory import plan_memory
@@ -62,7 +62,7 @@ def predict(directory: Path, frames: int, size: int) -> tuple[int, int]:
     m = read_manifest(directory)
     sampling = dataclasses.replace(m.config.sampling, frames=frames, height=size, width=size, **STEPS)
     fields = {"precision": m.precision, "emitter": m.emitter, "cache_tokens": m.extra.get("cache_tokens")}
-    memory = plan_memory(Request(m.config, sampling, text=len(PROMPT.split()), **fields), "ort-cpu")
+    memory = plan_memory(Request(m.config, sampling, text=len(PROMPT.split()), **fields, **knobs), "ort-cpu")
     return memory.peak, memory.baseline
 
 
@@ -83,18 +83,21 @@ def main() -> None:
     parser.add_argument("--clips", nargs="+", default=["9x64", "17x128", "33x192", "65x192"], metavar="FRAMESxPIXELS")
     parser.add_argument("--make", nargs=4, metavar=("WIDTH", "DEPTH", "PRECISION", "EMITTER"))
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--kv-window", type=int)
+    parser.add_argument("--guidance-passes", type=int)
     parser.add_argument("--one", action="store_true", help="measure here and print JSON")
     args = parser.parse_args()
+    knobs = {k: v for k in ("kv_window", "guidance_passes") if (v := getattr(args, k)) is not None}
     clips = [tuple(map(int, clip.split("x"))) for clip in args.clips]
     if args.make:
         make(int(args.make[0]), int(args.make[1]), args.make[2], args.make[3], args.output)
     elif args.one:
-        print(json.dumps(measure(args.directories[0], *clips[0])))
+        print(json.dumps(measure(args.directories[0], *clips[0], knobs)))
     else:
-        table(args.directories, clips)
+        table(args.directories, clips, knobs)
 
 
-def table(directories: list[Path], clips: list[tuple[int, ...]]) -> None:
+def table(directories: list[Path], clips: list[tuple[int, ...]], knobs: dict[str, int]) -> None:
     print(
         "| artifacts | frames, pixels | predicted, MiB | measured | error | predicted above | measured above | error |"
     )
@@ -102,11 +105,12 @@ def table(directories: list[Path], clips: list[tuple[int, ...]]) -> None:
     for directory in directories:
         for frames, size in clips:
             words = [sys.executable, __file__, str(directory), "--one", "--clips", f"{frames}x{size}"]
+            words += [word for name, value in knobs.items() for word in (f"--{name.replace('_', '-')}", str(value))]
             done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(f"{' '.join(words)} failed:\n{done.stderr}")
             real = json.loads(done.stdout.splitlines()[-1])
-            peak, base = predict(directory, frames, size)
+            peak, base = predict(directory, frames, size, knobs)
             above, really = peak - base, real["peak"] - real["base"]
             cells = [directory.name, f"{frames}, {size}x{size}"]
             for ours, theirs in ((peak, real["peak"]), (above, really)):

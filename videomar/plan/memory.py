@@ -25,7 +25,7 @@ from videomar.plan.tape import Tape
 # ONNX Runtime on a CPU; measured with `python benchmarks/memory.py` (docs/plan.md says how).
 CPU_BASELINE = 104 * MIB  # Python, numpy, OpenCV, PyAV and ONNX Runtime's code, before any model
 CPU_RUN = 2 * MIB  # a session that has run: its arena's first region, which is never given back, and its kernels' code
-CPU_OPERATOR = 7 << 10  # a session's own bookkeeping, an operator
+CPU_OPERATOR = 9728  # a session's own bookkeeping, an operator
 CPU_LOADING = {"fp32": 0.3, "fp16-as-fp32": 0.7}  # more than its weights that a session holds while it loads
 CPU_LOADING_HEAD = 1.25  # the same for the loop's graph, whose body is copied
 # TensorRT; the first two assumed, the others measured (docs/build.md, "The gate").
