@@ -102,6 +102,8 @@ def _as_text(output: Path, outcome: Outcome) -> list[str]:
         for row in r["fp16"]
         if row["verdict"] in words
     ]
+    if any(row["verdict"] in words for row in r["fp16"]):
+        lines.append(f"  export --precision fp16 --islands {output / 'calibration.json'} computes these in FP32")
     if timing["speed"] <= 1:
         lines.append(
             f"INT8 does not pay here: {timing['int8_ms']:.2f} ms a step against {timing['source_ms']:.2f} ms on "

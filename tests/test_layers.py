@@ -33,7 +33,18 @@ LAYERS = {  # layer -> layers it may import, and packages besides the standard l
     "runtime": ({"vocabulary", "runtime"}, {"numpy", "tokenizers", "av", "cv2"}),
     "export": (
         {"vocabulary", "model", "runtime", "export"},
-        {"numpy", "torch", "diffusers", "transformers", "safetensors", "tokenizers", "onnx", "onnxruntime", "tqdm"},
+        {
+            "numpy",
+            "torch",
+            "diffusers",
+            "transformers",
+            "safetensors",
+            "tokenizers",
+            "onnx",
+            "onnx_ir",
+            "onnxruntime",
+            "tqdm",
+        },
     ),
     "calibration": (
         {"vocabulary", "model", "runtime", "calibration"},
@@ -63,7 +74,7 @@ EXCEPTIONS = {  # (module, package): why
     ("videomar.runtime.backends.trt_module", "tensorrt_rtx"): "the same",
     ("videomar.runtime.backends.trt_module", "tensorrt_rtx_bindings"): "the same",
 }
-HEAVY = ("torch", "onnx", "onnxscript", "diffusers", "transformers", "safetensors")  # the extra `export`
+HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "diffusers", "transformers", "safetensors")  # the extra `export`
 GPU = ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings", "cuda")
 # What runs on the target: it may have neither PyTorch nor the onnx package.
 ON_THE_TARGET = ("videomar.export.build_command", "videomar.export.build_worker", "videomar.export.engine")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = {"torch", "onnx", "onnxscript", "diffusers", "transformers", "safetensors"}
+HEAVY = {"torch", "onnx", "onnx-ir", "onnxscript", "diffusers", "transformers", "safetensors"}
 
 
 def load_wheels() -> ModuleType:
