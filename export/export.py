@@ -127,10 +127,11 @@ def _export(
         return False
     progress("loading the checkpoint", 0, 2 * len(GRAPHS) + 1)
     # One part of the model in memory at a time: in the graph's precision, then, to check the graph, in FP32.
-    source, reference = parts(DTYPES[precision]), parts(torch.float32)
-    reference.check()
+    reference = parts(torch.float32)
     config = reference.config
     specs = contract(config, precision, emit.in_place, cache_tokens)
+    source = parts(DTYPES[precision])
+    reference.check()
     with write_directory(out, force=options.force) as directory, torch.inference_mode():
         write_words(directory / "tokenizer.json")
         prefix = PromptTokenizer(directory / "tokenizer.json", config.text).prefix

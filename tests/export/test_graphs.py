@@ -122,7 +122,7 @@ def test_only_the_transformer_differs_between_emitters(
 ) -> None:
     traced: list[tuple[str, int]] = []
 
-    def record(module: torch.nn.Module, args: Any, axes: Any, spec: GraphSpec, opset: int) -> None:
+    def record(module: torch.nn.Module, args: Any, axes: Any, spec: GraphSpec, opset: int, folder: Path | None) -> None:
         traced.append((type(module).__name__, opset))
 
     monkeypatch.setattr(build, "to_onnx", record)
