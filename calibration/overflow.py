@@ -37,8 +37,3 @@ def closest(largest: Mapping[str, Mapping[str, float]], count: int | None = None
     rows.sort(key=lambda row: (math.isfinite(row.largest), -row.largest, row.graph, "/" in row.tensor, row.tensor))
     first = {(row.graph, row.largest): row for row in reversed(rows)}
     return [row for row in rows if first[row.graph, row.largest] is row][:count]
-
-
-def islands(largest: Mapping[str, Mapping[str, float]]) -> list[Closeness]:
-    """Tensors that FP16 cannot hold, or only just."""
-    return [row for row in closest(largest) if row.verdict != "ok"]
