@@ -150,6 +150,8 @@ class Pipeline:
         size: tuple[int, int] | None = None,
         kv_window: int | None = None,
         guidance_passes: int = 1,
+        guidance_ramp: bool = True,
+        token_clip: float | None = None,
         seed: int = 0,
         noise: Noise | None = None,
         timing: Timing | None = None,
@@ -161,8 +163,9 @@ class Pipeline:
         video). prompt: a sentence, or what `embed` made of one. frames: pixel frames in all, 1 + 8k. size: (height,
         width) of the clip; the picture is scaled and cropped to it. kv_window: latent frames that each frame sees
         besides the first and itself, all if None. guidance_passes: 2 takes both branches of guidance through the
-        transformer one after the other, with half the K/V each. noise replaces `seed`. What else is None is the
-        model's default.
+        transformer one after the other, with half the K/V each. guidance_ramp: the scale grows from 1 as tokens become
+        known (the paper's way). token_clip: bound on the tokens of every frame after the first generated one, 0 for
+        none. noise replaces `seed`. What else is None is the model's default.
         Raises InputError for anything that does not fit, before anything is run.
         """
         timing = timing or Timing()
@@ -176,6 +179,8 @@ class Pipeline:
             guidance_scale=guidance_scale,
             temperature=temperature,
         )
+        if token_clip is not None:
+            sampling = dataclasses.replace(sampling, clip=token_clip or None)
         if kv_window is not None and kv_window < 1:
             raise InputError(f"the K/V window is {kv_window} latent frames, expected at least 1; change --kv-window")
         if guidance_passes not in (1, 2):
@@ -205,6 +210,7 @@ class Pipeline:
             progress,
             kv_window=kv_window,
             guidance_passes=guidance_passes,
+            guidance_ramp=guidance_ramp,
         )
         for i, values in enumerate(generated, start=latents.shape[1]):
             yield LatentFrame(i, _finite(values))

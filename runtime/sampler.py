@@ -36,12 +36,14 @@ def sample_frames(
     progress: Progress = lambda frame, step: None,
     kv_window: int | None = None,
     guidance_passes: int = 1,
+    guidance_ramp: bool = True,
 ) -> Iterator[np.ndarray]:
     """Yield the latent frames after the given ones, each [channels, h, w] float32, as soon as it is finished.
 
     states: text states of `Backend.encode_text`; given: [channels, t, h, w] float32, scaled latents of the
     conditioning frames; frames: latent frames in all. kv_window: finished frames that each frame sees besides the
     first, all if None. guidance_passes: 2 sends the branches through the transformer one after the other.
+    guidance_ramp: the scale grows from 1 as tokens become known, as in the paper; otherwise it is the same throughout.
     """
     channels, known, h, w = given.shape
     tokens, t = h * w, config.transformer
@@ -80,7 +82,8 @@ def sample_frames(
                 draws = noise.steps(frame, step, (sampling.head_steps, len(predict), channels)) * temperature
                 draws[-1] = 0  # nothing is added after the last diffusion step
                 with timing.stage("head"):
-                    sampled = clip.sample(guidance_at(sampling.guidance_scale, still, tokens), initial, draws)
+                    guidance = guidance_at(sampling.guidance_scale, still, tokens, guidance_ramp)
+                    sampled = clip.sample(guidance, initial, draws)
                 if frame > known and sampling.clip is not None:
                     sampled = np.clip(sampled, -sampling.clip, sampling.clip)
                 x[predict], masked[predict] = sampled, False

@@ -343,3 +343,12 @@ def test_noise_is_standard_normal_and_frames_are_uncorrelated():
 def test_a_seed_out_of_range_is_an_input_error(seed):
     with pytest.raises(InputError, match="expected 0 to"):
         SeededNoise(seed)
+
+
+@given(st.floats(0, 20), st.integers(1, 500), st.data())
+def test_without_a_ramp_the_guidance_scale_is_the_same_in_every_step(
+    scale: float, tokens: int, data: st.DataObject
+) -> None:
+    still = data.draw(st.integers(0, tokens))
+    assert guidance_at(scale, still, tokens, ramp=False) == scale
+    assert guidance_at(scale, 0, tokens) == pytest.approx(scale)

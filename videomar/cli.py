@@ -145,7 +145,8 @@ def generate(args: argparse.Namespace) -> int:
                 bar.set_description(f"latent frame {frame + 1} of {plan.latent_frames}", refresh=False)
                 bar.update()
 
-            knobs |= {"kv_window": args.kv_window, "guidance_passes": args.guidance_passes}
+            knobs |= {key: getattr(args, key) for key in ("kv_window", "guidance_passes", "token_clip")}
+            knobs["guidance_ramp"] = not args.no_guidance_ramp
             frames = pipe.stream(given, prompt, size=size, seed=args.seed, timing=timing, progress=progress, **knobs)
             if as_video:
                 write_video(args.output, frames, args.fps)

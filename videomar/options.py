@@ -141,6 +141,10 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument(
         "--temperature", type=_number(0, 1000), help="factor on the diffusion noise (default: the paper's progressive)"
     )
+    p.add_argument("--no-guidance-ramp", action="store_true", help="the same guidance scale in every mask step")
+    p.add_argument(
+        "--token-clip", type=_number(0, 10**6), help="bound on tokens after the first generated frame; 0: none"
+    )
     p.add_argument("--kv-window", type=_COUNT, help="latent frames seen besides the first (default: all)")
     p.add_argument(
         "--guidance-passes", type=int, choices=(1, 2), default=1, help="2: one branch at a time, with half the K/V"

@@ -31,9 +31,9 @@ def masked_after_steps(tokens: int, steps: int) -> list[int]:
     return [*counts, 0]
 
 
-def guidance_at(scale: float, still_masked: int, tokens: int) -> float:
-    """Guidance scale of a mask step: grows linearly from 1 to `scale` as tokens become known."""
-    return 1.0 + (scale - 1.0) * (tokens - still_masked) / tokens
+def guidance_at(scale: float, still_masked: int, tokens: int, ramp: bool = True) -> float:
+    """Guidance scale of a mask step: grows linearly from 1 to `scale` as tokens become known; without ramp, `scale`."""
+    return 1.0 + (scale - 1.0) * (tokens - still_masked) / tokens if ramp else scale
 
 
 def temperature_at(generated_frame: int, fixed: float | None = None) -> float:

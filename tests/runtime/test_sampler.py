@@ -430,3 +430,12 @@ def test_nothing_is_allocated_before_the_first_frame_is_asked_for(config: ModelC
     assert backend.plan is None
     next(frames)
     assert backend.plan is not None
+
+
+def test_guidance_without_a_ramp_is_the_same_in_every_step(config: ModelConfig) -> None:
+    clip, fake = Clip(scale=4.0), FakeClip()
+    total = clip.given + clip.new
+    states = np.zeros((1, 2, 16))
+    asked = (config, states, clip.latents, total, clip.sampling, FakeNoise(), Timing())
+    list(sample_frames(FakeBackend(fake), *asked, guidance_ramp=False))  # type: ignore[arg-type]
+    assert {float(call.guidance) for call in fake.calls if call.kind == "sample"} == {4.0}
