@@ -15,6 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from videomar.errors import InputError
+from videomar.graphs import GRAPHS
 
 # They move numbers and make none: what is too large before them is so behind them.
 MOVING = {"Reshape", "Transpose", "Split", "Gather", "Slice", "Squeeze", "Unsqueeze", "Expand", "Concat", "Identity"}
@@ -36,6 +37,17 @@ def read_islands(file: Path) -> dict[str, set[str]]:
         ) from None
     islands: dict[str, set[str]] = {}
     for graph, tensor in found:
+        islands.setdefault(graph, set()).add(tensor)
+    return islands
+
+
+def named_islands(names: Collection[str], others: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Tensors named as GRAPH:TENSOR, added to others; raises InputError for any other form."""
+    islands = {graph: set(tensors) for graph, tensors in others.items()}
+    for name in names:
+        graph, _, tensor = name.partition(":")
+        if graph not in GRAPHS or not tensor:
+            raise InputError(f"--fp32 is {name!r}, expected GRAPH:TENSOR with one of {', '.join(GRAPHS)}")
         islands.setdefault(graph, set()).add(tensor)
     return islands
 

@@ -71,7 +71,12 @@ def _kind_and_mend(finding: Finding, guilty: Layer, precision: str, verdict: str
             why, kind = f"A's largest value there is {guilty.largest:.4g}; a step on the way overflows", "overflow"
         else:
             why, kind = "FP16 has too few digits there", "precision"
-        mend = f"Keep in FP32: {kept}. In FP32 the layer adds {_number(guilty.wide)}{remains}."
+        graph = finding.place.part if finding.place else ""
+        option = " ".join(f"{graph}:{tensor}" for tensor in walked.wide)
+        mend = (
+            f"Keep in FP32: {kept} (videomar export ... --precision fp16 --fp32 {option}). In FP32 the layer adds "
+            f"{_number(guilty.wide)}{remains}."
+        )
         return kind, f"{verdict} {why}.", mend
     changed = {name: error for name, error in finding.weights.items() if error and error > finding.gate / 5}
     unknown = [name for name, error in finding.weights.items() if error is None]

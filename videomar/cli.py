@@ -68,7 +68,7 @@ def export(args: argparse.Namespace) -> int:
     if args.random_weights is None:
         _check_checkpoint(args.checkpoint, args.output)
     from videomar.export.export import export_checkpoint, export_random
-    from videomar.export.islands import read_islands
+    from videomar.export.islands import named_islands, read_islands
 
     with tqdm(total=1, unit="stage", leave=False, disable=None, bar_format=_BAR) as bar:
 
@@ -78,7 +78,7 @@ def export(args: argparse.Namespace) -> int:
 
         options = (args.output, args.precision, args.emitter, args.cache_tokens, args.force, progress)
         if args.random_weights is None:
-            islands = read_islands(args.islands) if args.islands else {}
+            islands = named_islands(args.fp32, read_islands(args.islands) if args.islands else {})
             wrote = export_checkpoint(args.checkpoint, *options, islands)
         else:
             wrote = export_random(str(args.checkpoint), args.random_weights, *options)

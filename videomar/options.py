@@ -111,6 +111,13 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
         help="fp16 only: compute in FP32 what `videomar calibrate` saw come too near to FP16's largest number",
     )
     p.add_argument(
+        "--fp32",
+        nargs="+",
+        default=[],
+        metavar="GRAPH:TENSOR",
+        help="fp16 only: compute these in FP32, as `videomar bisect` names them",
+    )
+    p.add_argument(
         "--cache-tokens",
         type=int,
         help="native only: bake in a K/V cache of this many tokens (latent frames * h * w), as TensorRT wants it",

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import GraphFile
 from videomar.errors import InputError
-from videomar.export.islands import keep_fp32, read_islands
+from videomar.export.islands import keep_fp32, named_islands, read_islands
 from videomar.graphs import TRANSFORMER_STEP
 
 RNG = np.random.default_rng(0)
@@ -107,3 +107,13 @@ def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
         read_islands(tmp_path / "x.json")
     with pytest.raises(InputError, match="cannot be read"):
         read_islands(tmp_path / "none.json")
+
+
+def test_islands_are_named_by_graph_and_tensor() -> None:
+    assert named_islands(["head_step:a.b", "head_step:c"], {"transformer_step": {"x"}}) == {
+        "head_step": {"a.b", "c"},
+        "transformer_step": {"x"},
+    }
+    for name in ("a.b", "head_step:", "nothing:x"):
+        with pytest.raises(InputError, match="expected GRAPH:TENSOR with one of text_encoder"):
+            named_islands([name], {})

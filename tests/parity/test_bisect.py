@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from onnx import helper, numpy_helper
 from videomar.artifacts import read_manifest, write_manifest
 from videomar.cli import main
 from videomar.config import ModelConfig
+from videomar.export.islands import keep_fp32
 from videomar.graphs import DIFFUSION_HEAD, TEXT_KEY_VALUES, TRANSFORMER_STEP
 from videomar.parity.bisect import LAYER_GATE, Finding, Place, Search, sides
 from videomar.parity.cases import make_cases
@@ -184,6 +186,10 @@ def test_an_fp16_overflow_is_mended_in_fp32_and_proved(tiny_artifacts: Path, tin
     assert all(name.startswith("decoder_blocks.0.attn2") for name in data["keep_in_fp32"])
     assert data["remains"] < 5e-3
     assert "Keep in FP32: decoder_blocks.0.attn2.wq" in data["mend"]
+    assert "--fp32 transformer_step:decoder_blocks.0.attn2.wq" in data["mend"]
+    islands = partial(keep_fp32, tensors=data["keep_in_fp32"])
+    mended = planted(half, tmp_path / "mended", TRANSFORMER_STEP, islands)
+    assert bisect(full, mended, folder=tmp_path)[0] == 0, "and doing so mends it"
 
 
 def test_norms_that_absorbed_a_smoothing_are_not_compared_and_their_linears_are(
