@@ -22,8 +22,8 @@ from onnx import helper, numpy_helper
 
 from videomar.artifacts import read_manifest
 from videomar.graphs import layer_names
-from videomar.parity.layers import walk
-from videomar.parity.pieces import Cut, Graph
+from videomar.parity.bisecting.layers import walk
+from videomar.parity.bisecting.pieces import Cut, Graph
 
 BLOCK = "decoder_blocks.1"  # neither the first, which makes shared constants, nor the last, which drops rows
 

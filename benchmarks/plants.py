@@ -23,12 +23,12 @@ import numpy as np
 from surgery import STEPS, TOKENS, Spot, Surgery, copy_with
 
 from videomar.graphs import DIFFUSION_HEAD, TEXT_KEY_VALUES, TRANSFORMER_STEP
-from videomar.parity.bisect import bisect
+from videomar.parity.bisecting.bisect import bisect
+from videomar.parity.bisecting.conclusion import conclude
 from videomar.parity.cases import make_cases
-from videomar.parity.compare import climb_all, labelled
-from videomar.parity.conclusion import conclude
+from videomar.parity.comparing.compare import climb_all, labelled
+from videomar.parity.comparing.verdict import judge
 from videomar.parity.subject import open_subject
-from videomar.parity.verdict import judge
 from videomar.schedule import DiffusionSchedule
 
 PORTABLE, NATIVE, HALF, INT8 = "demo-fp32-portable", "demo-fp32", "demo-fp16", "demo-int8"

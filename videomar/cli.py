@@ -267,28 +267,28 @@ def build(args: argparse.Namespace) -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Climb the ladder from one directory to others."""
-    from videomar.parity.compare import run
+    from videomar.parity.comparing.compare import run
 
     return run(args)
 
 
 def bisect(args: argparse.Namespace) -> int:
     """Find the first layer and loop step where one directory leaves another, and what mends it."""
-    from videomar.parity.bisect_command import run
+    from videomar.parity.bisecting.bisect_command import run
 
     return run(args)
 
 
 def record(args: argparse.Namespace) -> int:
     """Write a golden pack."""
-    from videomar.parity.record import run
+    from videomar.parity.packs.record import run
 
     return run(args)
 
 
 def replay(args: argparse.Namespace) -> int:
     """Verify engines against a golden pack."""
-    from videomar.parity.replay import run
+    from videomar.parity.packs.replay import run
 
     return run(args)
 

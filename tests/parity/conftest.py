@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from videomar.config import ModelConfig
-from videomar.parity.recorded import RecordedWords
+from videomar.parity.packs.recorded import RecordedWords
 from videomar.parity.subject import Subject
 from videomar.runtime.backends.base import ClipPlan
 

@@ -20,10 +20,10 @@ from videomar.cli import main
 from videomar.config import ModelConfig
 from videomar.export.islands import keep_fp32
 from videomar.graphs import DIFFUSION_HEAD, TEXT_KEY_VALUES, TRANSFORMER_STEP
-from videomar.parity.bisect import LAYER_GATE, Finding, Place, Search, sides
+from videomar.parity.bisecting.bisect import LAYER_GATE, Finding, Place, Search, sides
+from videomar.parity.bisecting.conclusion import conclude
+from videomar.parity.bisecting.deviation import Deviation, first_deviation
 from videomar.parity.cases import make_cases
-from videomar.parity.conclusion import conclude
-from videomar.parity.deviation import Deviation, first_deviation
 from videomar.parity.subject import open_subject
 
 Edit = Callable[[onnx.ModelProto], None]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videomar.parity.layers import HALF_MAX, Walk, relative, walk
+from videomar.parity.bisecting.layers import HALF_MAX, Walk, relative, walk
 
 Formula = Callable[..., np.ndarray]
 GATE = 1e-3

@@ -13,11 +13,23 @@ import numpy as np
 import pytest
 
 from videomar.errors import InputError
-from videomar.parity.bars import bars, spans
-from videomar.parity.charts import Curve, Decades, amplification, frames_strip, heat_map, lines
-from videomar.parity.drawing import ACCENT, BAD, Drawing, Line, Picture, Rect, Text, data_uri, mix, to_picture, to_svg
-from videomar.parity.extras import extra_charts, extra_sections, read_extra
-from videomar.parity.table import number
+from videomar.parity.comparing.table import number
+from videomar.parity.reporting.bars import bars, spans
+from videomar.parity.reporting.charts import Curve, Decades, amplification, frames_strip, heat_map, lines
+from videomar.parity.reporting.drawing import (
+    ACCENT,
+    BAD,
+    Drawing,
+    Line,
+    Picture,
+    Rect,
+    Text,
+    data_uri,
+    mix,
+    to_picture,
+    to_svg,
+)
+from videomar.parity.reporting.extras import extra_charts, extra_sections, read_extra
 
 
 def texts(drawing: Drawing) -> list[str]:

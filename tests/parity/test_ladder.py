@@ -14,12 +14,12 @@ from videomar.config import ModelConfig, SamplingConfig
 from videomar.demo.measure import Score
 from videomar.errors import InputError
 from videomar.parity.cases import Case, make_cases, of_demo_world, synthetic_picture
-from videomar.parity.figures import Series, Spot, Stat
-from videomar.parity.ladder import Climb, Ladder, climb
+from videomar.parity.comparing.figures import Series, Spot, Stat
+from videomar.parity.comparing.ladder import Climb, Ladder, climb
+from videomar.parity.comparing.verdict import Verdict, judge, task_lost
 from videomar.parity.lockstep import Call, Lockstep
-from videomar.parity.recorded import RecordedWords
+from videomar.parity.packs.recorded import RecordedWords
 from videomar.parity.subject import Subject, require_comparable
-from videomar.parity.verdict import Verdict, judge, task_lost
 from videomar.runtime.pipeline import Pipeline
 from videomar.schedule import SeededNoise, masked_after_steps
 from videomar.tolerances import BRANCHED, FORCED, GATES, RUNGS, Gate, coarser, graph_tolerances

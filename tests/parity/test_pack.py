@@ -20,8 +20,8 @@ from videomar.artifacts import MANIFEST, Manifest, read_manifest, write_manifest
 from videomar.cli import main
 from videomar.errors import ArtifactError, InputError
 from videomar.graphs import GRAPHS, HEAD_STEP, TRANSFORMER_STEP, contract
-from videomar.parity.pack import Pack
-from videomar.parity.pack_files import CLIP, read_calls, write_calls
+from videomar.parity.packs.pack import Pack
+from videomar.parity.packs.pack_files import CLIP, read_calls, write_calls
 
 RECORD = "--frames 17 --threads 1 --backend ort-cpu --seed 3 --prompt".split() + ["a red circle falls"]
 
@@ -312,7 +312,7 @@ def test_an_unknown_graph_is_refused_by_name(copy: Path, tiny_artifacts: Path) -
     for end in ("inputs", "outputs"):
         shutil.copy(copy / f"{HEAD_STEP}.{end}.json", copy / f"dreamer.{end}.json")
     changed(copy, with_pack(graphs=["dreamer"], tolerances={"fp32": {"dreamer": 1.0}}))
-    from videomar.parity.replay import _in_order
+    from videomar.parity.packs.replay import _in_order
 
     with pytest.raises(InputError, match="'dreamer'"):
         _in_order(Pack.read(copy).graphs)
@@ -369,7 +369,7 @@ def test_other_directories_are_no_packs_and_a_pack_is_no_other_directory(
 def test_nothing_is_left_of_a_recording_that_fails(
     tiny_artifacts: Path, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import videomar.parity.record as record
+    import videomar.parity.packs.record as record
 
     def fails(*_: Any) -> None:
         raise InputError("in the middle")

@@ -25,11 +25,11 @@ from videomar.graphs import (
     TRANSFORMER_STEP,
     layer_names,
 )
-from videomar.parity.ladder import climb
-from videomar.parity.pack import Pack
-from videomar.parity.replay import replay_graphs
+from videomar.parity.comparing.ladder import climb
+from videomar.parity.comparing.verdict import judge
+from videomar.parity.packs.pack import Pack
+from videomar.parity.packs.replay import replay_graphs
 from videomar.parity.subject import Subject
-from videomar.parity.verdict import judge
 from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.ort import OrtBackend
 from videomar.runtime.backends.plain import PlainBackend, in_place

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from videomar.errors import InputError
-from videomar.parity.bars import bars, spans
-from videomar.parity.drawing import Drawing, to_svg
+from videomar.parity.reporting.bars import bars, spans
+from videomar.parity.reporting.drawing import Drawing, to_svg
 
 FP16_MOST, FP16_LEAST = 65504.0, 6.1e-5  # largest number, smallest normal one
 LEVELS = 127  # of symmetric int8

@@ -17,12 +17,12 @@ from videomar.config import SamplingConfig
 from videomar.errors import InputError
 from videomar.graphs import GRAPHS
 from videomar.parity.cases import Case, make_cases
-from videomar.parity.compare import BAR
+from videomar.parity.comparing.compare import BAR
 from videomar.parity.environment import environment
-from videomar.parity.pack import VERSION
-from videomar.parity.pack_files import write_calls, write_clip
+from videomar.parity.packs.pack import VERSION
+from videomar.parity.packs.pack_files import write_calls, write_clip
+from videomar.parity.packs.tee import NotedNoise, Tee
 from videomar.parity.subject import Subject, open_subject
-from videomar.parity.tee import NotedNoise, Tee
 from videomar.runtime.pipeline import Pipeline
 from videomar.tolerances import GATES, graph_tolerances
 

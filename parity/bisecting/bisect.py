@@ -24,12 +24,12 @@ from videomar.graphs import (
     contract,
     layer_names,
 )
+from videomar.parity.bisecting.deviation import Deviation, Pass, Recorded, first_deviation
+from videomar.parity.bisecting.layers import Walked
+from videomar.parity.bisecting.pair import Pair
+from videomar.parity.bisecting.sides import OnnxSide, Side
 from videomar.parity.cases import Case
-from videomar.parity.deviation import Deviation, Pass, Recorded, first_deviation
-from videomar.parity.layers import Walked
 from videomar.parity.lockstep import DECODED, ENCODED, HEAD, TEXT
-from videomar.parity.pair import Pair
-from videomar.parity.sides import OnnxSide, Side
 from videomar.parity.subject import Subject
 from videomar.runtime.backends.plain import nothing_carried
 from videomar.tolerances import coarser
@@ -104,8 +104,8 @@ def sides(a: Subject, b: Subject, threads: int | None) -> tuple[Side, OnnxSide]:
     second = OnnxSide(b.directory, b.manifest, threads)
     if a.manifest is not None:
         return OnnxSide(a.directory, a.manifest, threads), second
+    from videomar.parity.bisecting.torch_side import TorchSide
     from videomar.parity.reference import TorchBackend
-    from videomar.parity.torch_side import TorchSide
 
     assert isinstance(a.backend, TorchBackend)
     return TorchSide(a.backend.model, a.backend.prefix), second

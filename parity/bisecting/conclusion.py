@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from videomar.graphs import HEAD_CONDITION, HEAD_STEP
-from videomar.parity.bisect import Finding
-from videomar.parity.layers import HALF_MAX, Layer
+from videomar.parity.bisecting.bisect import Finding
+from videomar.parity.bisecting.layers import HALF_MAX, Layer
 
 AROUND = 3  # layers shown on either side of the place
 

@@ -15,7 +15,7 @@ from videomar.config import SamplingConfig
 from videomar.demo.measure import Score, score
 from videomar.errors import InputError
 from videomar.parity.cases import Case
-from videomar.parity.figures import Series, Spot
+from videomar.parity.comparing.figures import Series, Spot
 from videomar.parity.lockstep import Call, Lockstep
 from videomar.parity.measures import compare_arrays, decibels, frame_psnr, frame_ssim
 from videomar.parity.subject import Subject

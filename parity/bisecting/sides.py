@@ -15,7 +15,7 @@ import numpy as np
 
 from videomar.artifacts import Manifest
 from videomar.graphs import DIFFUSION_HEAD, HEAD_CONDITION, HEAD_STEP, TRANSFORMER_STEP
-from videomar.parity.pieces import Cut, Graph, padded
+from videomar.parity.bisecting.pieces import Cut, Graph, padded
 
 Arrays = Mapping[str, np.ndarray]
 Listen = Callable[[str, np.ndarray], None]

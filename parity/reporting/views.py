@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from videomar.parity.charts import Curve, heat_map, lines
-from videomar.parity.drawing import ACCENT, INK, MUTED, Drawing
+from videomar.parity.reporting.charts import Curve, heat_map, lines
+from videomar.parity.reporting.drawing import ACCENT, INK, MUTED, Drawing
 from videomar.tolerances import HEAD, SAMPLED, Z
 
 MOST = 100.0  # dB, the end of the axis of pixels

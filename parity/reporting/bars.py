@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from videomar.parity.charts import GAP, SMALL, Decades
-from videomar.parity.drawing import ACCENT, BAD, INK, MUTED, RULE, Drawing, mix
+from videomar.parity.reporting.charts import GAP, SMALL, Decades
+from videomar.parity.reporting.drawing import ACCENT, BAD, INK, MUTED, RULE, Drawing, mix
 
 LEFT, TOP, TALL, RIGHT = 320, 60, 18, 72
 Bound = tuple[float, str]

@@ -13,10 +13,10 @@ from typing import Any
 from tqdm import tqdm
 
 from videomar.artifacts import atomic_write
-from videomar.parity.bisect import bisect
+from videomar.parity.bisecting.bisect import bisect
+from videomar.parity.bisecting.conclusion import as_data, as_text, conclude
 from videomar.parity.cases import make_cases
-from videomar.parity.compare import check_outputs
-from videomar.parity.conclusion import as_data, as_text, conclude
+from videomar.parity.comparing.compare import check_outputs
 from videomar.parity.subject import open_subject, require_comparable
 
 

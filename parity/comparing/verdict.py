@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from videomar.demo.measure import Score, summary
-from videomar.parity.figures import Spot
-from videomar.parity.ladder import Climb, Ladder
+from videomar.parity.comparing.figures import Spot
+from videomar.parity.comparing.ladder import Climb, Ladder
 from videomar.tolerances import CLIP, FORCED, GATES, RUNGS, TASK, Gate, coarser
 
 

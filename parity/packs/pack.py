@@ -15,8 +15,8 @@ from videomar.artifacts import Manifest, read_manifest, verify
 from videomar.config import SamplingConfig
 from videomar.errors import ArtifactError, ConfigError
 from videomar.parity.cases import Case
-from videomar.parity.pack_files import CLIP, INPUTS, MEND, OUTPUTS, read_calls, read_clip
-from videomar.parity.recorded import RecordedBackend, RecordedNoise, RecordedWords
+from videomar.parity.packs.pack_files import CLIP, INPUTS, MEND, OUTPUTS, read_calls, read_clip
+from videomar.parity.packs.recorded import RecordedBackend, RecordedNoise, RecordedWords
 from videomar.parity.subject import Subject
 from videomar.tolerances import coarser
 

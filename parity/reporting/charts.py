@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from videomar.parity.drawing import ACCENT, BAD, INK, MUTED, PAPER, RULE, Drawing, mix
+from videomar.parity.reporting.drawing import ACCENT, BAD, INK, MUTED, PAPER, RULE, Drawing, mix
 
 SMALL, GAP = 11, 8
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from videomar.graphs import HEAD_STEP, TRANSFORMER_STEP
-from videomar.parity.layers import Walk, Walked, relative
-from videomar.parity.pieces import Cut
-from videomar.parity.sides import OnnxSide, Side
+from videomar.parity.bisecting.layers import Walk, Walked, relative
+from videomar.parity.bisecting.pieces import Cut
+from videomar.parity.bisecting.sides import OnnxSide, Side
 
 Arrays = Mapping[str, np.ndarray]
 

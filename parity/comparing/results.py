@@ -11,10 +11,10 @@ from typing import Any
 from videomar.config import SamplingConfig
 from videomar.demo.measure import summary
 from videomar.parity.cases import Case
+from videomar.parity.comparing.ladder import Climb, Ladder
+from videomar.parity.comparing.verdict import Verdict, bisect_names
 from videomar.parity.environment import hashes
-from videomar.parity.ladder import Climb, Ladder
 from videomar.parity.subject import Subject
-from videomar.parity.verdict import Verdict, bisect_names
 from videomar.tolerances import BRANCHED
 
 FORMAT = 1

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper, shape_inference
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from videomar.errors import ArtifactError
-from videomar.parity.widen import unquantized, wide_node, wide_tensor
+from videomar.parity.bisecting.widen import unquantized, wide_node, wide_tensor
 from videomar.runtime.backends.ort import allowed_cores
 
 Arrays = Mapping[str, np.ndarray]

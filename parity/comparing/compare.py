@@ -19,13 +19,13 @@ from videomar.artifacts import atomic_write
 from videomar.config import SamplingConfig
 from videomar.errors import InputError
 from videomar.parity.cases import Case, make_cases
+from videomar.parity.comparing.ladder import Ladder, Shown, climb
+from videomar.parity.comparing.results import Data, as_data
+from videomar.parity.comparing.table import as_text
+from videomar.parity.comparing.verdict import judge
 from videomar.parity.environment import environment
-from videomar.parity.extras import read_extra
-from videomar.parity.ladder import Ladder, Shown, climb
-from videomar.parity.results import Data, as_data
+from videomar.parity.reporting.extras import read_extra
 from videomar.parity.subject import Subject, open_subject, require_comparable
-from videomar.parity.table import as_text
-from videomar.parity.verdict import judge
 from videomar.runtime.pipeline import Pipeline
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed} passed, {remaining} left]"
@@ -118,12 +118,12 @@ def _write_files(data: Data, ladder: Ladder, args: argparse.Namespace, extras: M
     if args.json:
         atomic_write(args.json, json.dumps(data, indent=2, allow_nan=False) + "\n")
     if args.html:
-        from videomar.parity.report import page
+        from videomar.parity.reporting.report import page
 
         atomic_write(args.html, page(data, shown, extras))
     if args.png:
-        from videomar.parity.drawing import png
-        from videomar.parity.picture import card
+        from videomar.parity.reporting.drawing import png
+        from videomar.parity.reporting.picture import card
 
         atomic_write(args.png, png(card(data, shown)))
 

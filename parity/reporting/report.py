@@ -11,13 +11,13 @@ from html import escape
 from typing import Any
 
 from videomar.graphs import GRAPHS
-from videomar.parity.charts import frames_strip
-from videomar.parity.drawing import ACCENT, BAD, FONT, INK, MUTED, RULE, to_svg
-from videomar.parity.extras import extra_sections
-from videomar.parity.ladder import Shown
-from videomar.parity.results import Data
-from videomar.parity.table import MEASURES, TITLES, gate_text, number
-from videomar.parity.views import drift_map, forced_lines, psnr_lines, z_map
+from videomar.parity.comparing.ladder import Shown
+from videomar.parity.comparing.results import Data
+from videomar.parity.comparing.table import MEASURES, TITLES, gate_text, number
+from videomar.parity.reporting.charts import frames_strip
+from videomar.parity.reporting.drawing import ACCENT, BAD, FONT, INK, MUTED, RULE, to_svg
+from videomar.parity.reporting.extras import extra_sections
+from videomar.parity.reporting.views import drift_map, forced_lines, psnr_lines, z_map
 from videomar.tolerances import CLIP, FORCED, RUNGS, TASK
 
 STYLE = f"""

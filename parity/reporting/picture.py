@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from videomar.graphs import GRAPHS
-from videomar.parity.charts import frames_strip
-from videomar.parity.drawing import ACCENT, BAD, INK, MUTED, RULE, Drawing, to_picture
-from videomar.parity.ladder import Shown
-from videomar.parity.report import summary_line
-from videomar.parity.results import Data
-from videomar.parity.table import MEASURES, TITLES, gate_text, number
-from videomar.parity.views import drift_map, forced_lines, psnr_lines, z_map
+from videomar.parity.comparing.ladder import Shown
+from videomar.parity.comparing.results import Data
+from videomar.parity.comparing.table import MEASURES, TITLES, gate_text, number
+from videomar.parity.reporting.charts import frames_strip
+from videomar.parity.reporting.drawing import ACCENT, BAD, INK, MUTED, RULE, Drawing, to_picture
+from videomar.parity.reporting.report import summary_line
+from videomar.parity.reporting.views import drift_map, forced_lines, psnr_lines, z_map
 from videomar.tolerances import CLIP, FORCED, RUNGS
 
 WIDTH, MARGIN, SCALE = 1104, 40, 1

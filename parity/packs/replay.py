@@ -12,15 +12,15 @@ from tqdm import tqdm
 
 from videomar.errors import InputError
 from videomar.graphs import GRAPHS
-from videomar.parity.compare import BAR, check_outputs, climb_all, labelled, write
+from videomar.parity.comparing.compare import BAR, check_outputs, climb_all, labelled, write
+from videomar.parity.comparing.figures import Series, Spot
+from videomar.parity.comparing.results import as_data
+from videomar.parity.comparing.verdict import Finding, judge
 from videomar.parity.environment import environment
-from videomar.parity.figures import Series, Spot
 from videomar.parity.measures import compare_arrays
-from videomar.parity.pack import Pack
-from videomar.parity.results import as_data
+from videomar.parity.packs.pack import Pack
+from videomar.parity.packs.tee import portable_run
 from videomar.parity.subject import Subject, open_subject, require_comparable
-from videomar.parity.tee import portable_run
-from videomar.parity.verdict import Finding, judge
 from videomar.tolerances import Gate
 
 
