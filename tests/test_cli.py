@@ -233,6 +233,37 @@ def test_the_module_runs_as_a_command_without_a_bar_in_the_log(tiny_artifacts: P
     assert "generated frames/s" in done.stdout and (out / "clip.mp4").is_file()
 
 
+def test_a_prompt_embedded_elsewhere_gives_the_same_video(tiny_artifacts: Path, picture: Path, out: Path) -> None:
+    assert run("embed", tiny_artifacts, "--prompt", PROMPT, "-o", out / "prompt.npz", "--threads", 1) == 0
+    command = ("generate", tiny_artifacts, "--image", picture, *LEAST)
+    assert run(*command, "--prompt", PROMPT, "-o", out / "a") == 0
+    assert run(*command, "--text-embeddings", out / "prompt.npz", "-o", out / "b") == 0
+    np.testing.assert_array_equal(load_clip(out / "a"), load_clip(out / "b"))
+
+
+@pytest.mark.parametrize("options", [(), ("--prompt", PROMPT, "--text-embeddings", "prompt.npz")], ids=["none", "both"])
+def test_a_prompt_comes_one_way_and_not_another(
+    options: tuple[str, ...], tiny_artifacts: Path, picture: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("generate", tiny_artifacts, "--image", picture, "-o", out / "clip.mp4", *LEAST)
+    assert run(*command, *options) == 2
+    assert "give either --prompt (a sentence) or --text-embeddings" in capsys.readouterr().err
+
+
+def test_a_window_changes_long_clips_and_two_passes_change_nothing(
+    tiny_artifacts: Path, picture: Path, out: Path
+) -> None:
+    options = ("--frames", 41, "--mask-steps", 1, "--head-steps", 4, "--threads", 1, "--prompt", PROMPT)
+    command = ("generate", tiny_artifacts, "--image", picture, *options)
+    assert run(*command, "-o", out / "all") == 0
+    assert run(*command, "--kv-window", 1, "-o", out / "window") == 0
+    assert run(*command, "--guidance-passes", 2, "-o", out / "passes") == 0
+    every, window, passes = (load_clip(out / name).astype(int) for name in ("all", "window", "passes"))
+    assert np.array_equal(every[:17], window[:17]), "up to there every frame sees all before it"
+    assert np.abs(every - window)[25:].max() > 2
+    assert np.abs(every - passes).max() <= 1
+
+
 # The other commands
 
 
