@@ -130,7 +130,9 @@ def generate(args: argparse.Namespace) -> int:
     options = {"threads": args.threads, "backend": args.backend, "memory_check": not args.no_memory_check}
     with Pipeline.open(args.directory, lean=True, **options) as pipe:
         print(pipe.why)
-        prompt = args.prompt if args.prompt else PromptEmbedding.load(args.text_embeddings, pipe.config.text)
+        prompt = args.prompt
+        if args.text_embeddings is not None:
+            prompt = PromptEmbedding.load(args.text_embeddings, pipe.config.text)
         given = load_clip(args.video, args.given) if args.video else args.image
         size = None
         if args.height is not None or args.width is not None:

@@ -190,6 +190,8 @@ class OrtClip:
         self._sizes = {
             n: _Buffers(memory, n, plan, t.width, t.token_channels, dtype) for n in predicted_sizes(plan.counts)
         }
+        for each in self._passes:
+            each.z = {n: each.rows_of(buffers.z) for n, buffers in self._sizes.items()}
         self._now = self._sizes[1]
         self._constant = {
             "timesteps": memory.zeros(plan.timesteps.shape, np.float32),
@@ -209,7 +211,7 @@ class OrtClip:
             for name, buffer in self._inputs.items():
                 memory.put(each.binding, name, buffer, values[name])
             memory.put(each.binding, "predict", now.predict, predict)
-            memory.bind_output(each.binding, "z", each.rows_of(now.z))
+            memory.bind_output(each.binding, "z", each.z[len(predict)])
             last = not masked.any()  # it only stores the frame's K/V: the next frame's passes are larger
             memory.run(self._session(TRANSFORMER_STEP), each.binding, TRANSFORMER_STEP, last)
 
@@ -257,6 +259,7 @@ class _Pass:
             self._memory.bind_input(self.binding, name, buffer)
         cache = GrowingCache if backend.cache_tokens is None else FixedCache
         self.cache = cache(backend, self.binding, plan, dtype)
+        self.z: dict[int, Buffer] = {}  # these branches' part of the outputs, by the number of predicted tokens
 
     def rows_of(self, buffer: Buffer) -> Buffer:
         """These branches of a tensor of all."""
