@@ -5,7 +5,7 @@ Only where this process's memory is the device's, on ONNX Runtime's CPU; engines
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from videomar.artifacts import Manifest
 from videomar.config import SamplingConfig
@@ -35,12 +35,13 @@ class MemoryCheck:
         given: int,
         text: int,
         kv_window: int | None,
-        guidance_passes: int,
+        guidance_passes: int | None,
         text_embeddings: bool,
-    ) -> None:
-        """Raise DeviceError if a clip needs more than is free, with the smallest change that would fit.
+    ) -> int:
+        """The guidance passes to take: those asked for, or, if None, one where that fits and two where only that does.
 
-        given: conditioning frames, pixels; text: tokens of the prompt. Says nothing where memory cannot be told.
+        given: conditioning frames, pixels; text: tokens of the prompt. Raises DeviceError if a clip needs more than is
+        free, with the smallest change that would fit. Says nothing where memory cannot be told.
         """
         m = self.manifest
         request = Request(
@@ -52,14 +53,18 @@ class MemoryCheck:
             given=given,
             text=text,
             kv_window=kv_window,
-            guidance_passes=guidance_passes,
+            guidance_passes=guidance_passes or 1,
             text_embeddings=text_embeddings and self.lean,  # else the encoder is there already
             lean=self.lean,
         )
         free, here = free_memory(self.system), resident(self.system)
         need = plan_memory(request, BACKEND).peak
         if not free or need <= free + here:  # what this process holds is part of what it needs
-            return
+            return request.guidance_passes
+        halved = replace(request, guidance_passes=2)
+        if guidance_passes is None and sampling.guidance_scale != 1:
+            if plan_memory(halved, BACKEND).peak <= free + here:
+                return halved.guidance_passes
         change = smallest_change(request, lambda other: plan_memory(other, BACKEND).peak <= free + here)
         mend = "no option makes it small enough"
         if change:

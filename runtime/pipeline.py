@@ -149,7 +149,7 @@ class Pipeline:
         temperature: float | None = None,
         size: tuple[int, int] | None = None,
         kv_window: int | None = None,
-        guidance_passes: int = 1,
+        guidance_passes: int | None = None,
         guidance_ramp: bool = True,
         token_clip: float | None = None,
         seed: int = 0,
@@ -163,9 +163,9 @@ class Pipeline:
         video). prompt: a sentence, or what `embed` made of one. frames: pixel frames in all, 1 + 8k. size: (height,
         width) of the clip; the picture is scaled and cropped to it. kv_window: latent frames that each frame sees
         besides the first and itself, all if None. guidance_passes: 2 takes both branches of guidance through the
-        transformer one after the other, with half the K/V each. guidance_ramp: the scale grows from 1 as tokens become
-        known (the paper's way). token_clip: bound on the tokens of every frame after the first generated one, 0 for
-        none. noise replaces `seed`. What else is None is the model's default.
+        transformer one after the other, with half the K/V each; None takes 2 where only that fits. guidance_ramp: the
+        scale grows from 1 as tokens become known (the paper's way). token_clip: bound on the tokens of every frame
+        after the first generated one, 0 for none. noise replaces `seed`. What else is None is the model's default.
         Raises InputError for anything that does not fit, before anything is run.
         """
         timing = timing or Timing()
@@ -183,12 +183,12 @@ class Pipeline:
             sampling = dataclasses.replace(sampling, clip=token_clip or None)
         if kv_window is not None and kv_window < 1:
             raise InputError(f"the K/V window is {kv_window} latent frames, expected at least 1; change --kv-window")
-        if guidance_passes not in (1, 2):
+        if guidance_passes not in (None, 1, 2):
             raise InputError(f"guidance passes are {guidance_passes}, expected 1 or 2; change --guidance-passes")
         ids = None if isinstance(prompt, PromptEmbedding) else self.tokenizer(prompt)
         if self._memory:
             text = prompt.states.shape[1] if ids is None else ids.shape[1]
-            self._memory.require(sampling, len(given), text, kv_window, guidance_passes, ids is None)
+            guidance_passes = self._memory.require(sampling, len(given), text, kv_window, guidance_passes, ids is None)
         noise = SeededNoise(seed) if noise is None else noise
         pixels = to_pixels(fit(given, sampling.height, sampling.width))
         with timing.stage("text"):
@@ -209,7 +209,7 @@ class Pipeline:
             timing,
             progress,
             kv_window=kv_window,
-            guidance_passes=guidance_passes,
+            guidance_passes=guidance_passes or 1,
             guidance_ramp=guidance_ramp,
         )
         for i, values in enumerate(generated, start=latents.shape[1]):

@@ -154,7 +154,10 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     )
     p.add_argument("--kv-window", type=_COUNT, help="latent frames seen besides the first (default: all)")
     p.add_argument(
-        "--guidance-passes", type=int, choices=(1, 2), default=1, help="2: one branch at a time, with half the K/V"
+        "--guidance-passes",
+        type=int,
+        choices=(1, 2),
+        help="2: one branch at a time, with half the K/V (default: 2 where only that fits the memory)",
     )
     p.add_argument("--seed", type=_SEED, default=0)
     p.add_argument("--fps", type=_number(0.1, 1000), default=24)

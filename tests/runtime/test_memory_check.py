@@ -54,6 +54,21 @@ def test_a_clip_is_let_through_when_it_just_fits_and_refused_when_it_just_does_n
         require(DEMO, machine(peak - (1 << 20)))
 
 
+def test_two_passes_are_taken_where_only_they_fit_and_never_against_what_was_asked() -> None:
+    large = dataclasses.replace(DEMO.sampling, height=256, width=256)
+    config = dataclasses.replace(DEMO, transformer=VIDEOMAR_1_4B.transformer, sampling=large)
+    request = Request(config, config.sampling, "fp32", text=4)
+    one, two = (plan_memory(dataclasses.replace(request, guidance_passes=passes), "ort-cpu").peak for passes in (1, 2))
+    assert two < one
+    between = MemoryCheck(Manifest("onnx", "fp32", "portable", 18, config), True, machine((one + two) // 2))
+    plenty = dataclasses.replace(between, system=machine(2 * one))
+    assert between.require(config.sampling, 1, 4, None, None, False) == 2
+    assert plenty.require(config.sampling, 1, 4, None, None, False) == 1
+    assert plenty.require(config.sampling, 1, 4, None, 2, False) == 2
+    with pytest.raises(DeviceError, match="--guidance-passes 2"):
+        between.require(config.sampling, 1, 4, None, 1, False)
+
+
 def test_what_the_process_holds_already_is_part_of_what_it_needs() -> None:
     peak = need(DEMO)
     require(DEMO, machine(peak // 2, here=peak // 2 + (1 << 20)))
