@@ -578,3 +578,14 @@ def test_the_heads_loop_and_its_single_step_are_one_computation(check: Check) ->
     body = scanned(check.load(Variant(DIFFUSION_HEAD)))
     step = check.load(Variant(HEAD_STEP)).graph
     assert [n.op_type for n in body.node] == [n.op_type for n in step.node]
+
+
+def test_fp16_keeps_the_language_models_rotary_frequencies(
+    tiny_graph: Callable[..., Path], tiny_model: VideoMAR
+) -> None:
+    """Rounded to FP16 they would turn position 300 by up to a tenth of a radian too far."""
+    frequencies = tiny_model.text_encoder.llm.rotary_emb.inv_freq.numpy()
+    graph = onnx.load(tiny_graph(TEXT_ENCODER, "fp16")).graph
+    stored = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT]
+    same = [t for t in stored if t.size == frequencies.size and np.allclose(t.ravel(), frequencies, rtol=1e-6)]
+    assert same
