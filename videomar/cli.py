@@ -80,6 +80,10 @@ def export(args: argparse.Namespace) -> int:
         if args.random_weights is None:
             islands = named_islands(args.fp32, read_islands(args.islands) if args.islands else {})
             wrote = export_checkpoint(args.checkpoint, *options, islands)
+        elif args.islands or args.fp32:
+            raise InputError(
+                "--islands and --fp32 are for a checkpoint's weights, got --random-weights; leave one away"
+            )
         else:
             wrote = export_random(str(args.checkpoint), args.random_weights, *options)
     if not wrote:
