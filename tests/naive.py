@@ -299,7 +299,8 @@ def generate(
             z_none = transformer(w, clip_tokens[: f + 1], masked, columns, nothing, split, window)[f]
             stay = order[size - left[s] :]
             now = [i for i in order if masked[f, i] and i not in stay]
-            guidance = 1 + (guidance_scale - 1) * (size - left[s]) / size
+            counted = left[s] if s < mask_steps - 1 else 1  # the authors' mask never empties before the scale is taken
+            guidance = 1 + (guidance_scale - 1) * (size - counted) / size
             start = noise.initial(f, s, (len(now), channels)).astype(float)
             draws = noise.steps(f, s, (head_steps, len(now), channels)).astype(float)
             for n, i in enumerate(now):

@@ -70,7 +70,9 @@ def test_guidance_ramp_by_hand():
     assert guidance_at(3.0, 64, 64) == 1.0
     assert guidance_at(3.0, 48, 64) == 1.5
     assert guidance_at(3.0, 32, 64) == 2.0
-    assert guidance_at(3.0, 0, 64) == 3.0
+    assert guidance_at(3.0, 1, 64) == 2.96875
+    assert guidance_at(3.0, 0, 64) == 2.96875  # the last step's count is 1 too
+    assert guidance_at(3.0, 0, 1) == 1.0
     assert guidance_at(1.0, 17, 64) == 1.0
 
 
@@ -351,4 +353,4 @@ def test_without_a_ramp_the_guidance_scale_is_the_same_in_every_step(
 ) -> None:
     still = data.draw(st.integers(0, tokens))
     assert guidance_at(scale, still, tokens, ramp=False) == scale
-    assert guidance_at(scale, 0, tokens) == pytest.approx(scale)
+    assert guidance_at(scale, 0, tokens) == guidance_at(scale, 1, tokens)

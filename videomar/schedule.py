@@ -32,8 +32,12 @@ def masked_after_steps(tokens: int, steps: int) -> list[int]:
 
 
 def guidance_at(scale: float, still_masked: int, tokens: int, ramp: bool = True) -> float:
-    """Guidance scale of a mask step: grows linearly from 1 to `scale` as tokens become known; without ramp, `scale`."""
-    return 1.0 + (scale - 1.0) * (tokens - still_masked) / tokens if ramp else scale
+    """Guidance scale of a mask step: grows linearly from 1 as tokens become known; without ramp, `scale` throughout.
+
+    The authors take it from the mask count before the last step empties it, which is never below 1: a frame ends at
+    1 + (scale - 1) * (tokens - 1) / tokens, not at `scale`.
+    """
+    return 1.0 + (scale - 1.0) * (tokens - max(1, still_masked)) / tokens if ramp else scale
 
 
 def temperature_at(generated_frame: int, fixed: float | None = None) -> float:
