@@ -30,6 +30,7 @@ from videomar.calibration.observe import watched_copy
 from videomar.calibration.qdq import Form, quantize
 from videomar.config import VIDEOMAR_1_4B, ModelConfig
 from videomar.graphs import TRANSFORMER_STEP, contract
+from videomar.runtime.backends.ort_session import open_session
 
 FORMS: dict[str, Form] = {
     "s8 x s8 per channel, symmetric (what calibrate writes)": Form(),
@@ -81,11 +82,8 @@ def feeds_of(file: Path, tokens: int, past: int) -> dict[str, np.ndarray]:
 
 def session(file: Path, threads: int, optimized: Path | None = None) -> ort.InferenceSession:
     """A graph on the CPU; with `optimized`, what ONNX Runtime made of it is written there."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 4
-    if optimized:
-        options.optimized_model_filepath = str(optimized)
-    return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    written = {"optimized_model_filepath": str(optimized)} if optimized else {}
+    return open_session(file, threads, log_severity_level=4, **written)
 
 
 def absmax(file: Path, linears: list[Linear], feeds: dict[str, np.ndarray], folder: Path) -> dict[str, float]:

@@ -33,14 +33,13 @@ def resident(key: str = "VmRSS") -> int:
 
 def measure(directory: Path, frames: int, size: int, knobs: dict[str, int]) -> dict[str, int]:
     """One clip in this process: peak bytes, and bytes before the model was there."""
-    import onnxruntime as ort
-
     from videomar.artifacts import read_manifest
     from videomar.graphs import HEAD_CONDITION, contract
+    from videomar.runtime.backends.ort_session import open_session
     from videomar.runtime.pipeline import Pipeline
 
     manifest = read_manifest(directory)
-    session = ort.InferenceSession(str(directory / f"{HEAD_CONDITION}.onnx"), providers=["CPUExecutionProvider"])
+    session = open_session(directory / f"{HEAD_CONDITION}.onnx")
     spec = contract(manifest.config, manifest.precision, manifest.emitter == "native")[HEAD_CONDITION]
     feeds = {t.name: np.zeros([a if isinstance(a, int) else 1 for a in t.axes], t.dtype) for t in spec.inputs}
     session.run(None, feeds)

@@ -76,19 +76,18 @@ def run(preset: str, kind: str, frames: int, h: int, w: int, folder: Path) -> di
 
     kind: "whole", "stream", or "turns": both, one after the other, nine times: median seconds of each.
     """
-    import onnxruntime as ort
-
     from videomar.artifacts import Manifest
     from videomar.config import PRESETS
     from videomar.graphs import TOKENIZER_DECODER
     from videomar.runtime.backends.ort import OrtBackend
+    from videomar.runtime.backends.ort_session import open_session
 
     manifest = Manifest("onnx", "fp32", "portable", 18, PRESETS[preset])
     backend = OrtBackend(folder, manifest, THREADS, lean=True)  # loads no graph yet
     if kind != "whole":
         backend.session(TOKENIZER_DECODER)
     if kind != "stream":
-        session = ort.InferenceSession(str(folder / "whole.onnx"), backend._options)
+        session = open_session(folder / "whole.onnx", THREADS, enable_mem_pattern=False)
     Path("/proc/self/clear_refs").write_text("5")  # from now on the kernel looks for a new largest
     loaded = resident("VmRSS")
     truth = np.load(folder / "truth.npz")

@@ -17,10 +17,10 @@ from videomar.graphs import (
     TOKENIZER_ENCODER,
     TRANSFORMER_STEP,
 )
-from videomar.runtime.backends.ort import allowed_cores
+from videomar.runtime.backends.ort_session import open_session
 from videomar.runtime.backends.plain import Arrays, PlainBackend, Run
 
-__all__ = ["USED", "Arrays", "Graphs", "PlainBackend", "Run", "open_session"]
+__all__ = ["USED", "Arrays", "Graphs", "PlainBackend", "Run", "open_graph"]
 
 USED = (
     TEXT_ENCODER,
@@ -33,13 +33,10 @@ USED = (
 )
 
 
-def open_session(file: Path, threads: int | None = None) -> ort.InferenceSession:
+def open_graph(file: Path, threads: int | None = None) -> ort.InferenceSession:
     """One graph on the CPU; raises ArtifactError when ONNX Runtime cannot load it."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or allowed_cores()
-    options.log_severity_level = 3
     try:
-        return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        return open_session(file, threads)
     except Exception as error:  # ONNX Runtime's own exception types are not public
         why = str(error).splitlines()[0]
         raise ArtifactError(
@@ -57,6 +54,6 @@ class Graphs:
     def __call__(self, graph: str, feeds: Arrays) -> Arrays:
         if graph not in self._sessions:
             file = self._files.get(graph, self._directory / f"{graph}.onnx")
-            self._sessions[graph] = open_session(file, self._threads)
+            self._sessions[graph] = open_graph(file, self._threads)
         session = self._sessions[graph]
         return dict(zip((o.name for o in session.get_outputs()), session.run(None, feeds), strict=True))

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from videomar.calibration.choose import LEVELS, fake_quantize_weight
 from videomar.calibration.linears import Linear
 from videomar.calibration.observe import link_or_copy
-from videomar.calibration.plain import Arrays, open_session
+from videomar.calibration.plain import Arrays, open_graph
 
 
 class Probe:
@@ -35,7 +35,7 @@ class Probe:
         self._affine = {name: numpy_helper.to_array(tensors[name]) for names in self._norms.values() for name in names}
         del model
         with tempfile.TemporaryDirectory(prefix="videomar-") as folder:
-            self._session = open_session(_probe_graph(source, Path(folder), self._linears, list(self._affine)), threads)
+            self._session = open_graph(_probe_graph(source, Path(folder), self._linears, list(self._affine)), threads)
         self._off = {_scale(x): np.zeros((), np.float32) for x in self._linears}
         self.configure({}, {})
 

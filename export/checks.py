@@ -34,6 +34,7 @@ from videomar.graphs import (
 from videomar.model.generate import sample_tokens
 from videomar.model.transformer import KeyValue
 from videomar.model.videomar import PartsOfCheckpoint, VideoMAR
+from videomar.runtime.backends.ort_session import open_session
 from videomar.schedule import DiffusionSchedule, half_tables, rope_tables
 
 Feeds = dict[str, np.ndarray]
@@ -82,10 +83,8 @@ def check_graph(
         references = [_REFERENCES[spec.name](model, case, prefix) for case in CASES]
     if isinstance(model, PartsOfCheckpoint):
         model.release()  # at full size the model and ONNX Runtime's copy of it do not fit together
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # the in-place cache is not bound in place here, which is only worth a note
     try:
-        session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = open_session(file)
     except Exception as error:  # ONNX Runtime's own exception types are not public
         raise ParityError(
             f"graph {spec.name}: ONNX Runtime {ort.__version__} cannot load it ({_line(error)}); upgrade "

@@ -69,6 +69,7 @@ EXCEPTIONS = {  # (module, package): why
     ("videomar.runtime.backends.ort_cache", "onnxruntime"): "its K/V",
     ("videomar.runtime.backends.ort_memory", "onnxruntime"): "its buffers",
     ("videomar.runtime.backends.ort_providers", "onnxruntime"): "its devices",
+    ("videomar.runtime.backends.ort_session", "onnxruntime"): "every session of the project",
     ("videomar.runtime.system", "onnxruntime"): "`--backend auto` asks which providers there are",
     ("videomar.runtime.backends.trt_module", "tensorrt"): "the one place that loads TensorRT",
     ("videomar.runtime.backends.trt_module", "tensorrt_rtx"): "the same",
@@ -145,6 +146,19 @@ def test_a_module_imports_only_the_packages_of_its_layer(module: str) -> None:
 
 def test_every_exception_is_needed() -> None:
     assert {key for key in EXCEPTIONS if key[1] not in third_party(key[0])} == set()
+
+
+def test_onnx_runtime_sessions_are_opened_in_one_place() -> None:
+    """With other options an INT8 graph gives other numbers on a CPU without VNNI."""
+    here = ROOT / "runtime" / "backends" / "ort_session.py"
+    folders = (*FOLDERS.values(), "tests", "benchmarks")
+    opening = {file for folder in folders for file in (ROOT / folder).rglob("*.py") if opens_sessions(file)}
+    assert opening == {here}
+
+
+def opens_sessions(file: Path) -> bool:
+    calls = (node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call))
+    return any(ast.unparse(called).split(".")[-1] in ("InferenceSession", "SessionOptions") for called in calls)
 
 
 def test_every_package_of_the_checkout_has_a_layer() -> None:

@@ -17,7 +17,7 @@ from onnx.external_data_helper import load_external_data_for_tensor
 
 from videomar.errors import ArtifactError
 from videomar.parity.bisecting.widen import unquantized, wide_node, wide_tensor
-from videomar.runtime.backends.ort import allowed_cores
+from videomar.runtime.backends.ort_session import open_session
 
 Arrays = Mapping[str, np.ndarray]
 Run = Callable[[Arrays], np.ndarray]
@@ -243,11 +243,10 @@ class Piece:
         given = [helper.make_tensor_value_info(name, DTYPES[dtypes[name]], None) for name in self.reads]
         graph = helper.make_graph(nodes, "piece", given, [onnx.ValueInfoProto(name=self.target)], stored)
         model = helper.make_model(graph, opset_imports=self._graph.opsets, ir_version=self._graph.ir_version)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or allowed_cores()
-        options.log_severity_level = 4
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        as_written = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = open_session(
+            model.SerializeToString(), threads, log_severity_level=4, graph_optimization_level=as_written
+        )
 
         def run(values: Arrays) -> np.ndarray:
             with np.errstate(over="ignore"):  # a number that FP16 cannot hold becomes infinite, which is to be seen

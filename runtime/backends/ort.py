@@ -7,7 +7,6 @@ knows where the buffers lie, ort_providers.py what ONNX Runtime is told of a dev
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +31,7 @@ from videomar.runtime.backends.ort_cache import FixedCache, GrowingCache
 from videomar.runtime.backends.ort_decoder import OrtDecoder
 from videomar.runtime.backends.ort_memory import Buffer, DeviceMemory, HostMemory, Memory, device_failed, trim
 from videomar.runtime.backends.ort_providers import CPU, Providers
+from videomar.runtime.backends.ort_session import open_session
 
 NEEDED = (TEXT_ENCODER, TEXT_KEY_VALUES, TOKENIZER_ENCODER, TOKENIZER_DECODER, TRANSFORMER_STEP, DIFFUSION_HEAD)
 
@@ -50,7 +50,7 @@ class OrtBackend(Backend):
         memory: Memory | None = None,
         lean: bool = False,
     ) -> None:
-        """threads: for one operator; None leaves the choice to ONNX Runtime (one a core). lean: load what is needed
+        """threads: for one operator; None: one a core. lean: load what is needed
         when it is needed, and let the text encoder go once it has been used."""
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}, expected at least 1")
@@ -63,12 +63,7 @@ class OrtBackend(Backend):
         self.memory = memory or (
             DeviceMemory(providers.device, 0, providers.copying) if providers.device != "cpu" else HostMemory()
         )
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or allowed_cores()
-        options.log_severity_level = 3
-        # A pattern is one block beside the arena that already holds as much; without it every size costs once.
-        options.enable_mem_pattern = self._device != "cpu"
-        self._directory, self._manifest, self._options, self._providers = directory, manifest, options, providers
+        self._directory, self._manifest, self._threads, self._providers = directory, manifest, threads, providers
         self.sessions: dict[str, ort.InferenceSession] = {}
         self._lean = lean
         if not lean:
@@ -80,7 +75,13 @@ class OrtBackend(Backend):
         if name not in self.sessions:
             file = self._directory / f"{name}.onnx"
             try:
-                session = ort.InferenceSession(str(file), self._options, providers=self._providers.of(self.specs[name]))
+                # A pattern is one block beside the arena that already holds as much; without it every size costs once.
+                session = open_session(
+                    file,
+                    self._threads,
+                    self._providers.of(self.specs[name]),
+                    enable_mem_pattern=self._device != "cpu",
+                )
             except Exception as error:  # ONNX Runtime's own exception types are not public
                 raise self._not_loaded(file, self._manifest, error) from None
             self._providers.check(session.get_providers())
@@ -276,8 +277,3 @@ class _Buffers:
         self.initial = memory.zeros((count, channels), np.float32)
         self.draws = memory.zeros((len(plan.timesteps), count, channels), np.float32)
         self.sampled = memory.zeros((count, channels), np.float32)
-
-
-def allowed_cores() -> int:
-    """Cores this process may use: ONNX Runtime's own default counts those that a container keeps from it, too."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

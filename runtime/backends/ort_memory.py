@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime as ort
 
 from videomar.errors import DeviceError
+from videomar.runtime.backends.ort_session import open_session
 
 
 @dataclass(frozen=True)
@@ -169,9 +170,7 @@ class DeviceMemory:
     def _copy(self, graph: Callable[[np.dtype[Any]], bytes], given: Mapping[str, Buffer], target: Buffer) -> None:
         key = (graph, target.dtype)
         if key not in self._copiers:
-            options = ort.SessionOptions()
-            options.log_severity_level = 3
-            self._copiers[key] = ort.InferenceSession(graph(target.dtype), options, providers=self._providers)
+            self._copiers[key] = open_session(graph(target.dtype), providers=self._providers)
         copier = self._copiers[key]
         binding = copier.io_binding()
         for name, buffer in given.items():

@@ -25,7 +25,7 @@ from videomar.calibration.collect import collect, linears_of, model_id
 from videomar.calibration.observe import LARGEST, float_tensors, watched_copy
 from videomar.calibration.options import RANGES, REPORT, Options
 from videomar.calibration.pays import Timing
-from videomar.calibration.plain import Graphs, PlainBackend, open_session
+from videomar.calibration.plain import Graphs, PlainBackend, open_graph
 from videomar.calibration.probe import Probe
 from videomar.calibration.ranges import Ranges
 from videomar.calibration.trials import measure, record
@@ -95,7 +95,7 @@ def test_a_quantized_linear_computes_what_numpy_computes(
     names = ["decoder_blocks.0.attn1.wqkv", "decoder_blocks.1.ff.net.2"]
     inputs = {linear.name: linear.source for linear in linears_of(tiny_artifacts)}
     [trial, *_] = record(tiny_artifacts, read_manifest(tiny_artifacts), clips[:1], {}, 1)
-    session = open_session(watched_copy(int8 / FILE, tmp_path, [*names, *inputs.values()]), 1)
+    session = open_graph(watched_copy(int8 / FILE, tmp_path, [*names, *inputs.values()]), 1)
     results = dict(zip((o.name for o in session.get_outputs()), session.run(None, trial.feeds), strict=True))
     tensors = {t.name: numpy_helper.to_array(t) for t in onnx.load(int8 / FILE).graph.initializer}
     for name in names:
@@ -204,7 +204,7 @@ def test_the_largest_values_are_those_of_the_whole_tensors_but_for_masks(
     names = [name for name, _ in float_tensors(model)]
     assert {"z_proj", "decoder_blocks.0.attn1.wqkv", "decoder_blocks.1/add", "z"} <= set(names)
     (tmp_path / "a").mkdir()
-    session = open_session(watched_copy(tiny_artifacts / FILE, tmp_path / "a", names, largest=True), 1)
+    session = open_graph(watched_copy(tiny_artifacts / FILE, tmp_path / "a", names, largest=True), 1)
     results = dict(zip((o.name for o in session.get_outputs()), session.run(None, trial.feeds), strict=True))
     for name in names:
         assert results[name + LARGEST] == np.abs(results[name]).max(), name
@@ -216,7 +216,7 @@ def test_the_largest_values_are_those_of_the_whole_tensors_but_for_masks(
         graph = onnx.helper.make_graph([node], "g", [x], [y])
         opset = [onnx.helper.make_opsetid("", 18)]
         onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / "neg.onnx")
-        run = open_session(watched_copy(tmp_path / "neg.onnx", tmp_path / "a", largest=True), 1)
+        run = open_graph(watched_copy(tmp_path / "neg.onnx", tmp_path / "a", largest=True), 1)
         assert run.run([f"y{LARGEST}"], {"x": -np.array(values, np.float32)})[0] == expected
 
 

@@ -16,6 +16,7 @@ from tests.conftest import GraphFile
 from videomar.errors import InputError
 from videomar.export.islands import keep_fp32, named_islands, read_islands
 from videomar.graphs import TRANSFORMER_STEP
+from videomar.runtime.backends.ort_session import open_session
 
 RNG = np.random.default_rng(0)
 MATRIX = RNG.standard_normal((8, 8)).astype(np.float16)
@@ -39,9 +40,8 @@ def chain() -> onnx.ModelProto:
 
 
 def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return ort.InferenceSession(model.SerializeToString(), options).run(None, feeds)
+    as_written = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return open_session(model.SerializeToString(), graph_optimization_level=as_written).run(None, feeds)
 
 
 def test_an_overflow_is_gone_and_only_what_touches_it_is_wide() -> None:

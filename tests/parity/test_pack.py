@@ -22,6 +22,7 @@ from videomar.errors import ArtifactError, InputError
 from videomar.graphs import GRAPHS, HEAD_STEP, TRANSFORMER_STEP, contract
 from videomar.parity.packs.pack import Pack
 from videomar.parity.packs.pack_files import CLIP, read_calls, write_calls
+from videomar.runtime.backends.ort_session import open_session
 
 RECORD = "--frames 17 --threads 1 --backend ort-cpu --seed 3 --prompt".split() + ["a red circle falls"]
 
@@ -74,10 +75,8 @@ def test_the_head_is_recorded_at_its_first_middle_and_last_step(pack: Path) -> N
 
 def test_recorded_calls_are_what_the_graphs_say(pack: Path, tiny_artifacts: Path) -> None:
     """Each graph alone in ONNX Runtime: another path than the one that recorded."""
-    import onnxruntime as ort
-
     for graph in GRAPHS:
-        session = ort.InferenceSession(str(tiny_artifacts / f"{graph}.onnx"), providers=["CPUExecutionProvider"])
+        session = open_session(tiny_artifacts / f"{graph}.onnx")
         for feeds, made in read_calls(pack, graph):
             for name, value in zip(made, session.run(list(made), feeds), strict=True):
                 np.testing.assert_allclose(value, made[name], rtol=1e-5, atol=1e-5)

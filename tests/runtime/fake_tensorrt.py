@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from videomar.runtime.backends.ort_session import open_session
+
 Shape = tuple[int, ...]
 TYPES = {
     "tensor(float)": ("FLOAT", np.float32),
@@ -64,10 +66,7 @@ class ILogger:
 @functools.cache
 def session(file: str) -> ort.InferenceSession:
     """One thread, so that every run gives the same bits; the same session for the fake and for whoever compares."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return open_session(Path(file), 1)
 
 
 def write_engine(

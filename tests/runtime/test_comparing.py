@@ -11,7 +11,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from videomar.artifacts import read_manifest
@@ -32,6 +31,7 @@ from videomar.parity.packs.replay import replay_graphs
 from videomar.parity.subject import Subject
 from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.ort import OrtBackend
+from videomar.runtime.backends.ort_session import open_session
 from videomar.runtime.backends.plain import PlainBackend, in_place
 from videomar.schedule import DiffusionSchedule, half_tables
 
@@ -53,7 +53,7 @@ def open_ort(directory: Path) -> OrtBackend:
 
 def graph(directory: Path, name: str) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     """A graph alone."""
-    session = ort.InferenceSession(str(directory / f"{name}.onnx"), providers=["CPUExecutionProvider"])
+    session = open_session(directory / f"{name}.onnx")
     return lambda feeds: dict(zip((o.name for o in session.get_outputs()), session.run(None, feeds), strict=True))
 
 

@@ -21,6 +21,7 @@ from videomar.errors import ArtifactError, InputError
 from videomar.graphs import DIFFUSION_HEAD, TRANSFORMER_STEP, layer_names
 from videomar.runtime.backends.base import ClipPlan, predicted_sizes
 from videomar.runtime.backends.ort import NEEDED, OrtBackend
+from videomar.runtime.backends.ort_session import open_session
 from videomar.schedule import DiffusionSchedule, half_tables
 
 GRID, FRAMES, COUNTS, HEAD_STEPS = (2, 3), 3, (1, 2, 3), 4
@@ -183,11 +184,8 @@ def test_the_native_emitter_reads_and_writes_one_memory(in_place: Path) -> None:
 
 
 def verbose(backend: OrtBackend, directory: Path) -> None:
-    options = ort.SessionOptions()
-    options.log_severity_level = 2
-    options.intra_op_num_threads = 1
-    file = str(directory / f"{TRANSFORMER_STEP}.onnx")
-    backend.sessions[TRANSFORMER_STEP] = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    file = directory / f"{TRANSFORMER_STEP}.onnx"
+    backend.sessions[TRANSFORMER_STEP] = open_session(file, 1, log_severity_level=2)
 
 
 def test_onnx_runtime_has_nothing_to_say_against_writing_in_place(

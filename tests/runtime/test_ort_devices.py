@@ -26,6 +26,7 @@ from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.ort import OrtBackend
 from videomar.runtime.backends.ort_memory import Buffer, DeviceMemory, HostMemory, Memory, concat_graph, drop_graph
 from videomar.runtime.backends.ort_providers import CPU_PROVIDER, Providers, cache_directory, ranges, tensorrt_options
+from videomar.runtime.backends.ort_session import open_session
 from videomar.schedule import DiffusionSchedule, half_tables
 
 FRAMES, COUNTS, H, W = 3, (4, 2), 2, 3
@@ -176,7 +177,7 @@ def identity() -> ort.InferenceSession:
     kind = onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph([node], "g", [value("given", kind, None)], [value("same", kind, None)])
     opset = [onnx.helper.make_opsetid("", 13)]
-    return ort.InferenceSession(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
+    return open_session(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
 
 
 def contents(memory: Memory, buffer: Buffer) -> np.ndarray:
