@@ -68,7 +68,7 @@ def main() -> None:
     scene = sample_scene(np.random.default_rng(SEED))
     picture = render(scene)[0]
     stages = Stages(model)
-    knobs = {"mask_steps": args.mask_steps, "head_steps": args.head_steps}
+    options = {k: v for k in ("mask_steps", "head_steps") if (v := getattr(args, k)) is not None}
 
     with contextlib.ExitStack() as stack:
         runtimes = {}
@@ -77,7 +77,7 @@ def main() -> None:
             export_checkpoint(args.checkpoint, directory, "fp32", emitter)  # nothing to do the second time
             runtimes[emitter] = stack.enter_context(Pipeline.open(directory, threads=args.threads))
         first = runtimes["portable"]
-        sampling = first.sampling(**knobs)
+        sampling = first.config.sampling.but(**options)
         ids = torch.from_numpy(first.tokenizer(scene.prompt))
         pixels = torch.from_numpy(to_pixels(picture))
 
@@ -90,7 +90,7 @@ def main() -> None:
                     generate(model, pixels, ids, first.tokenizer.prefix, sampling, SeededNoise(clip), cache=True)
                     spent = dict(stages.seconds)
                 else:
-                    spent = dict(runtimes[name](picture, scene.prompt, seed=clip, **knobs).timing.seconds)
+                    spent = dict(runtimes[name](picture, scene.prompt, seed=clip, sampling=sampling).timing.seconds)
                 total = time.perf_counter() - began
                 if clip:
                     rows[name].append({**spent, "loop": total - sum(spent.values()), "total": total})

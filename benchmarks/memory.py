@@ -47,7 +47,7 @@ def measure(directory: Path, frames: int, size: int, knobs: dict[str, int]) -> d
     base = resident()
     with Pipeline.open(directory, threads=1, backend="ort-cpu", check_hashes=False, lean=True) as pipe:
         picture = np.zeros((size, size, 3), np.uint8)
-        for _ in pipe.stream(picture, PROMPT, frames=frames, size=(size, size), **STEPS, **knobs):
+        for _ in pipe.stream(picture, PROMPT, frames=frames, height=size, width=size, **STEPS, **knobs):
             pass
     return {"peak": resident("VmHWM"), "base": base}
 
@@ -59,9 +59,9 @@ def predict(directory: Path, frames: int, size: int, knobs: dict[str, int]) -> t
     from videomar.plan.request import Request
 
     m = read_manifest(directory)
-    sampling = dataclasses.replace(m.config.sampling, frames=frames, height=size, width=size, **STEPS)
+    sampling = m.config.sampling.but(frames=frames, height=size, width=size, **STEPS, **knobs)
     fields = {"precision": m.precision, "emitter": m.emitter, "cache_tokens": m.extra.get("cache_tokens")}
-    memory = plan_memory(Request(m.config, sampling, text=len(PROMPT.split()), **fields, **knobs), "ort-cpu")
+    memory = plan_memory(Request(m.config, sampling, text=len(PROMPT.split()), **fields), "ort-cpu")
     return memory.peak, memory.baseline
 
 

@@ -45,7 +45,7 @@ def main() -> None:
                     torch.from_numpy(to_pixels(picture)),
                     ids,
                     pipe.tokenizer.prefix,
-                    pipe.sampling(),
+                    pipe.config.sampling,
                     SeededNoise(case),
                 )
                 truth = latents[0].numpy(), to_frames(pixels.numpy())

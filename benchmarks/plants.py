@@ -342,13 +342,12 @@ def trial(plant: Plant, out: Path) -> dict[str, Any]:
             reference = Path(folder) / "reference"
             copy_with(out / PORTABLE, reference, plant.graph, plant.reference)
         with open_subject(reference, 1) as a, open_subject(planted, 1) as b:
-            sampling = a.pipeline().sampling()
+            sampling = a.config.sampling
             cases = make_cases(a.config, [], [], 1, 0, sampling.frames, sampling.height, sampling.width)
             ladder = climb_all(a, labelled([b]), cases, sampling)
             miss = judge(ladder, b.label, (a.precision, b.precision)).first_miss
-            knobs = {"frames": sampling.frames, "size": (sampling.height, sampling.width)}
             began = time.process_time()  # the machine may be shared
-            finding = bisect(a, b, cases, knobs, 1, lambda doing: None)
+            finding = bisect(a, b, cases, sampling, 1, lambda doing: None)
             seconds = time.process_time() - began
             conclusion = conclude(finding, b.precision)
     place, guilty = finding.place, finding.walked.guilty if finding.walked else None

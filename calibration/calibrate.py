@@ -73,11 +73,11 @@ def calibrate(
         ranges.merge(Ranges.load(file))
     if seen:
         state.parent.mkdir(parents=True, exist_ok=True)
-        ranges = collect(directory, manifest, seen, options.knobs, state, options.threads, options.memory, progress)
+        ranges = collect(directory, manifest, seen, options.sampling, state, options.threads, options.memory, progress)
     check_ranges(ranges, linears)
 
     with tempfile.TemporaryDirectory(prefix="videomar-") as scratch:
-        trials = record(directory, manifest, held_out, options.knobs, options.threads, Path(scratch), progress)
+        trials = record(directory, manifest, held_out, options.sampling, options.threads, Path(scratch), progress)
         head = Graphs(directory, options.threads)
         found = _find(directory, linears, ranges, trials, head, options, progress)
         source = Source(directory, manifest, linears, ranges, held_out[0].prompt)
@@ -151,11 +151,11 @@ def _inputs(
     options: Options,
 ) -> dict[str, str]:
     files = {name: entry.sha256 for name, entry in manifest.files.items()}
-    decides = ("method", "alpha", "target", "keep", "sensitivity", "knobs")
+    decides = ("method", "alpha", "target", "keep", "sensitivity", "sampling")
     data = {
         "source": hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest(),
-        "clips": [trajectory_key(clip, options.knobs) for clip in seen],
-        "held_out": [trajectory_key(clip, options.knobs) for clip in held_out],
+        "clips": [trajectory_key(clip, options.sampling) for clip in seen],
+        "held_out": [trajectory_key(clip, options.sampling) for clip in held_out],
         "ranges": [next(iter(hash_files([file]).values())) for file in ranges_files],
         "options": {name: getattr(options, name) for name in decides},
     }

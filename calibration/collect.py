@@ -12,7 +12,6 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx
 
@@ -22,6 +21,7 @@ from videomar.calibration.linears import Linear, find_linears
 from videomar.calibration.observe import Observer, watched_copy
 from videomar.calibration.plain import USED, Arrays, Graphs, PlainBackend, Run
 from videomar.calibration.ranges import Ranges
+from videomar.config import SamplingOptions
 from videomar.errors import InputError
 from videomar.graphs import TRANSFORMER_STEP
 from videomar.runtime.pipeline import Pipeline
@@ -37,9 +37,9 @@ def model_id(manifest: Manifest) -> str:
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def trajectory_key(clip: CalibrationClip, knobs: dict[str, Any]) -> str:
+def trajectory_key(clip: CalibrationClip, sampling: SamplingOptions) -> str:
     """A hash of what decides a clip's trajectory."""
-    return hashlib.sha256(f"{clip.key} {json.dumps(knobs, sort_keys=True)}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{clip.key} {json.dumps(sampling, sort_keys=True)}".encode()).hexdigest()[:32]
 
 
 def linears_of(directory: Path) -> list[Linear]:
@@ -53,16 +53,16 @@ def pipeline(directory: Path, manifest: Manifest, run: Run) -> Pipeline:
     return Pipeline(manifest.config, PlainBackend(manifest, run), tokenizer)
 
 
-def generate(pipe: Pipeline, clip: CalibrationClip, knobs: dict[str, Any], tick: Callable[[], None]) -> None:
+def generate(pipe: Pipeline, clip: CalibrationClip, sampling: SamplingOptions, tick: Callable[[], None]) -> None:
     """One whole trajectory, decoded."""
-    pipe(clip.given, clip.prompt, seed=clip.seed, progress=lambda frame, step: tick(), **knobs)
+    pipe(clip.given, clip.prompt, seed=clip.seed, progress=lambda step: tick(), **sampling)
 
 
 def collect(
     directory: Path,
     manifest: Manifest,
     clips: Sequence[CalibrationClip],
-    knobs: dict[str, Any],
+    sampling: SamplingOptions,
     state: Path,
     threads: int | None = None,
     memory: int = MEMORY,
@@ -74,10 +74,10 @@ def collect(
         found = Ranges.load(state)
         if found.model == ranges.model:
             ranges = found
-    linears, keys = linears_of(directory), [trajectory_key(clip, knobs) for clip in clips]
+    linears, keys = linears_of(directory), [trajectory_key(clip, sampling) for clip in clips]
     with tempfile.TemporaryDirectory(prefix="videomar-") as folder:
-        groups = list(_groups(linears, manifest, knobs, memory))
-        steps = _steps(directory, manifest, clips, knobs)
+        groups = list(_groups(linears, manifest, sampling, memory))
+        steps = _steps(directory, manifest, clips, sampling)
         of, done = steps * len(groups) * len(clips), 0
         for index, group in enumerate(groups):
             graphs = _watched(directory, Path(folder), group, largest=index == 0, threads=threads)
@@ -99,7 +99,7 @@ def collect(
                     done += 1
                     progress(name, done, of)
 
-                generate(pipeline(directory, manifest, run), clip, knobs, tick)
+                generate(pipeline(directory, manifest, run), clip, sampling, tick)
                 ranges.merge(seen)
                 ranges.parts.append(part)
                 if index == len(groups) - 1:
@@ -128,11 +128,12 @@ def check_ranges(ranges: Ranges, linears: Sequence[Linear]) -> None:
             )
 
 
-def _groups(linears: list[Linear], manifest: Manifest, knobs: dict[str, Any], memory: int) -> Iterator[list[Linear]]:
+def _groups(
+    linears: list[Linear], manifest: Manifest, sampling: SamplingOptions, memory: int
+) -> Iterator[list[Linear]]:
     """Linears whose inputs fit into `memory` together."""
-    sampling, t = manifest.config.sampling, manifest.config.tokenizer
-    height, width = knobs.get("size") or (sampling.height, sampling.width)
-    tokens = 2 * (height // t.spatial_stride) * (width // t.spatial_stride)
+    wanted, stride = manifest.config.sampling.but(**sampling), manifest.config.tokenizer.spatial_stride
+    tokens = 2 * (wanted.height // stride) * (wanted.width // stride)
     group: list[Linear] = []
     size = 0
     for linear in linears:
@@ -160,7 +161,7 @@ def _watched(directory: Path, folder: Path, group: list[Linear], largest: bool, 
     return Graphs(directory, threads, files)
 
 
-def _steps(directory: Path, manifest: Manifest, clips: Sequence[CalibrationClip], knobs: dict[str, Any]) -> int:
-    """Mask steps of one clip; raises InputError for a clip or knob that does not fit, before anything is run."""
+def _steps(directory: Path, manifest: Manifest, clips: Sequence[CalibrationClip], sampling: SamplingOptions) -> int:
+    """Steps of one clip; raises InputError for a clip or option that does not fit, before anything is run."""
     pipe = pipeline(directory, manifest, Graphs(directory))
-    return max(pipe.plan(clip.given, clip.prompt, **knobs).steps for clip in clips)
+    return max(len(pipe.start(clip.given, clip.prompt, **sampling).steps) for clip in clips)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -14,6 +13,7 @@ from videomar.calibration.clips import CalibrationClip, demo_clips, read_list
 from videomar.calibration.options import Options
 from videomar.calibration.overflow import FP16_MOST
 from videomar.errors import InputError
+from videomar.options import sampling_options
 
 _BAR = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed} passed, {remaining} left]"
 
@@ -22,15 +22,14 @@ def run(args: argparse.Namespace) -> int:
     """Quantize an artifact directory; 0 also where INT8 is not faster, which it says."""
     if args.alpha not in ("auto", "off"):
         _check_alpha(args.alpha)
-    knobs = _knobs(args)
-    clips = _clips(args, knobs)
+    clips = _clips(args)
     options = Options(
         method=args.method,
         alpha=args.alpha,
         target=args.target,
         keep=tuple(args.keep),
         sensitivity=not args.no_sensitivity,
-        knobs=knobs,
+        sampling=sampling_options(args),
         only_if_faster=args.only_if_faster,
         threads=args.threads,
         backend=args.backend,
@@ -58,15 +57,7 @@ def _check_alpha(text: str) -> None:
         raise InputError(f"--alpha is {text!r}, expected auto, off or a number between 0 and 1")
 
 
-def _knobs(args: argparse.Namespace) -> dict[str, Any]:
-    knobs = {key: getattr(args, key) for key in ("frames", "mask_steps", "head_steps", "guidance_scale")}
-    if args.height or args.width:
-        sampling = read_manifest(args.directory).config.sampling
-        knobs["size"] = (args.height or sampling.height, args.width or sampling.width)
-    return {key: value for key, value in knobs.items() if value is not None}
-
-
-def _clips(args: argparse.Namespace, knobs: dict[str, Any]) -> list[CalibrationClip]:
+def _clips(args: argparse.Namespace) -> list[CalibrationClip]:
     clips = [clip for i, file in enumerate(args.clips) for clip in read_list(file, args.given, 10**6 * i)]
     if args.demo:
         config = read_manifest(args.directory).config
@@ -74,8 +65,8 @@ def _clips(args: argparse.Namespace, knobs: dict[str, Any]) -> list[CalibrationC
             raise InputError(
                 f"--demo is for models of the demo world, {args.directory} holds {config.name}; give --clips"
             )
-        height, width = knobs.get("size", (config.sampling.height, config.sampling.width))
-        clips += demo_clips(args.demo, args.given, height, width)
+        sampling = config.sampling.but(**sampling_options(args))
+        clips += demo_clips(args.demo, args.given, sampling.height, sampling.width)
     return clips
 
 

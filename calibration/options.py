@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+
+from videomar.config import SamplingOptions
 
 RANGES, REPORT = "ranges.npz", "calibration.json"
 LEAST_COSINE = 0.997  # of z: worse is no INT8 artifact (docs/calibrate.md)
@@ -18,7 +19,7 @@ class Options:
     target: float = 0.999
     keep: tuple[str, ...] = ()
     sensitivity: bool = True
-    knobs: dict[str, Any] = field(default_factory=dict)  # of `Pipeline`: frames, mask_steps...
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)  # of the clips: frames, mask_steps...
     only_if_faster: bool = False
     threads: int | None = None
     backend: str = "auto"

@@ -11,7 +11,8 @@ import numpy as np
 from videomar.config import ModelConfig
 from videomar.runtime.backends.base import Backend, Clip, ClipPlan
 from videomar.runtime.prompt import PromptTokenizer
-from videomar.schedule import DiffusionSchedule, half_tables, masked_after_steps
+from videomar.schedule import half_tables
+from videomar.steps import ClipSteps
 
 ROUNDS = 15
 
@@ -38,14 +39,9 @@ def time_steps(
     rounds: int = ROUNDS,
 ) -> Timing:
     """Time a mask step of a default clip's last frame, all earlier frames kept; the two take turns."""
-    sampling, t = config.sampling, config.tokenizer
-    h, w = sampling.height // t.spatial_stride, sampling.width // t.spatial_stride
-    tokens, frames = h * w, 1 + (sampling.frames - 1) // t.temporal_stride
-    left = masked_after_steps(tokens, sampling.mask_steps)
-    counts = tuple(int(n) for n in -np.diff([tokens, *left]))
-    schedule = DiffusionSchedule.respaced(config.head.train_steps, sampling.head_steps, sampling.max_beta)
-    branches = 1 if sampling.guidance_scale == 1 else 2
-    plan = ClipPlan(tokens, frames, branches, counts, schedule.timesteps, schedule.coefficients)
+    asked = ClipSteps.of(config, config.sampling, given=1)
+    plan, shape, split = ClipPlan.of(asked), asked.shape, config.transformer.rope_split
+    tokens, counts = shape.tokens, asked.counts
     rng = np.random.default_rng(0)
     values = rng.standard_normal((tokens, config.transformer.token_channels), np.float32)
     predict = np.arange(counts[len(counts) // 2])
@@ -55,11 +51,11 @@ def time_steps(
     try:
         for name, backend in (("source", source), ("quantized", quantized)):
             clip = clips[name] = backend.begin(backend.encode_text(tokenizer(prompt)), plan)
-            for frame in range(frames - 1):
-                tables = half_tables(frame, h, w, config.transformer.rope_split, config.transformer.rope_theta)
+            for frame in range(shape.frames - 1):
+                tables = half_tables(frame, shape.rows, shape.columns, split, config.transformer.rope_theta)
                 clip.step(values, np.zeros(tokens, bool), np.zeros(1, np.int64), *tables)
                 clip.keep()
-        tables = half_tables(frames - 1, h, w, config.transformer.rope_split, config.transformer.rope_theta)
+        tables = half_tables(shape.frames - 1, shape.rows, shape.columns, split, config.transformer.rope_theta)
         for round_ in range(rounds + 2):  # two warm up
             for name, clip in clips.items():
                 began = time.perf_counter()

@@ -18,6 +18,7 @@ from videomar.artifacts import Manifest
 from videomar.calibration.clips import CalibrationClip
 from videomar.calibration.collect import Progress, generate, pipeline
 from videomar.calibration.plain import Arrays, Graphs
+from videomar.config import SamplingOptions
 from videomar.errors import InputError
 from videomar.graphs import HEAD_CONDITION, HEAD_STEP, TRANSFORMER_STEP
 
@@ -53,7 +54,7 @@ def record(
     directory: Path,
     manifest: Manifest,
     clips: Sequence[CalibrationClip],
-    knobs: dict[str, Any],
+    sampling: SamplingOptions,
     threads: int | None = None,
     folder: Path | None = None,
     progress: Progress = lambda what, done, of: None,
@@ -66,16 +67,16 @@ def record(
     for clip in clips:
         recorder = _Recorder(graphs, clip.name, folder)
         pipe = pipeline(directory, manifest, recorder)
-        steps = pipe.plan(clip.given, clip.prompt, **knobs).steps
-        of = steps * len(clips)
-        recorder.chosen = {round(i) for i in np.linspace(0, steps - 1, min(STEPS, steps))}
+        steps = pipe.start(clip.given, clip.prompt, **sampling).steps
+        of, masking = len(steps) * len(clips), sum(step.predicted > 0 for step in steps)
+        recorder.chosen = {round(i) for i in np.linspace(0, masking - 1, min(STEPS, masking))}
 
         def tick(of: int = of) -> None:
             nonlocal done
             done += 1
             progress("held-out clips", done, of)
 
-        generate(pipe, clip, knobs, tick)
+        generate(pipe, clip, sampling, tick)
         trials += recorder.made
     if not all(np.isfinite(t.z).all() and np.isfinite(t.sampled).all() for t in trials):
         raise InputError("the source graphs make NaN or infinite numbers on the held-out clips, expected finite ones")

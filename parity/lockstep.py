@@ -6,13 +6,14 @@ or what is concluded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from videomar.runtime.backends.base import Backend, Clip, ClipPlan, Decoder
+from videomar.steps import Step
 
 # What is compared at a call. HEAD is the head given the reference's z, SAMPLED the head given its own.
 TEXT, ENCODED, Z, HEAD, SAMPLED, DECODED = "text", "encoded", "z", "head", "sampled", "decoded"
@@ -57,7 +58,7 @@ class Lockstep(Backend):
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> LockstepClip:
         opened = self._on_all(lambda backend: backend.begin(states, plan))
-        return LockstepClip(opened[0], dict(zip(self._others, opened[1:], strict=True)), self._listen)
+        return LockstepClip(opened[0], dict(zip(self._others, opened[1:], strict=True)), self._listen, plan.steps)
 
     def _on_all(self, open_on: Callable[[Backend], Opened]) -> list[Opened]:
         """The reference's first; whatever one of them raises, none stays open."""
@@ -93,16 +94,15 @@ class LockstepDecoder:
 
 
 class LockstepClip:
-    """One clip on every backend; frames and steps are counted as the loop calls."""
+    """One clip on every backend."""
 
-    def __init__(self, reference: Clip, others: Mapping[str, Clip], listen: Listener) -> None:
-        self._reference, self._others, self._listen = reference, others, listen
-        self._frame, self._step = 0, -1
+    def __init__(self, reference: Clip, others: Mapping[str, Clip], listen: Listener, steps: Sequence[Step]) -> None:
+        self._reference, self._others, self._listen, self._steps = reference, others, listen, iter(steps)
 
     def step(
         self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
     ) -> None:
-        self._step += 1
+        self._at = next(self._steps)
         for clip in (self._reference, *self._others.values()):
             clip.step(tokens, masked, predict, cos, sin)
         self._tell(Z, self._reference.z(), {name: clip.z() for name, clip in self._others.items()})
@@ -120,12 +120,11 @@ class LockstepClip:
         return sampled
 
     def _tell(self, kind: str, reference: np.ndarray, others: Mapping[str, np.ndarray]) -> None:
-        self._listen(Call(kind, self._frame, self._step, reference, others))
+        self._listen(Call(kind, self._at.frame, self._at.index, reference, others))
 
     def keep(self) -> None:
         for clip in (self._reference, *self._others.values()):
             clip.keep()
-        self._frame, self._step = self._frame + 1, -1
 
     def close(self) -> None:
         for clip in (self._reference, *self._others.values()):

@@ -34,11 +34,9 @@ class MemoryCheck:
         sampling: SamplingConfig,
         given: int,
         text: int,
-        kv_window: int | None,
-        guidance_passes: int | None,
         text_embeddings: bool,
-    ) -> int:
-        """The guidance passes to take: those asked for, or, if None, one where that fits and two where only that does.
+    ) -> SamplingConfig:
+        """The same sampling; with two guidance passes where it leaves their number open and only two fit.
 
         given: conditioning frames, pixels; text: tokens of the prompt. Raises DeviceError if a clip needs more than is
         free, with the smallest change that would fit. Says nothing where memory cannot be told.
@@ -52,19 +50,17 @@ class MemoryCheck:
             cache_tokens=m.extra.get("cache_tokens"),
             given=given,
             text=text,
-            kv_window=kv_window,
-            guidance_passes=guidance_passes or 1,
             text_embeddings=text_embeddings and self.lean,  # else the encoder is there already
             lean=self.lean,
         )
         free, here = free_memory(self.system), resident(self.system)
         need = plan_memory(request, BACKEND).peak
         if not free or need <= free + here:  # what this process holds is part of what it needs
-            return request.guidance_passes
-        halved = replace(request, guidance_passes=2)
-        if guidance_passes is None and sampling.guidance_scale != 1:
-            if plan_memory(halved, BACKEND).peak <= free + here:
-                return halved.guidance_passes
+            return sampling
+        halved = sampling.but(guidance_passes=2)
+        if sampling.guidance_passes is None and sampling.branches == 2:
+            if plan_memory(replace(request, sampling=halved), BACKEND).peak <= free + here:
+                return halved
         change = smallest_change(request, lambda other: plan_memory(other, BACKEND).peak <= free + here)
         mend = "no option makes it small enough"
         if change:

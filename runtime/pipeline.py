@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from videomar.artifacts import MANIFEST, read_manifest, require_graphs, verify
-from videomar.config import ModelConfig, SamplingConfig
+from videomar.config import ModelConfig, SamplingConfig, SamplingOptions
 from videomar.errors import ArtifactError, InputError
-from videomar.runtime.backends.base import Backend, Decoder
+from videomar.runtime.backends.base import Backend
 from videomar.runtime.backends.choose import choose
+from videomar.runtime.clip import ClipRun
 from videomar.runtime.embedding import PromptEmbedding
-from videomar.runtime.media import fit, load_picture, to_frames, to_pixels, write_video
+from videomar.runtime.media import fit, load_picture, to_pixels, write_video
 from videomar.runtime.memory_check import BACKEND, MemoryCheck
 from videomar.runtime.prompt import PromptTokenizer
-from videomar.runtime.sampler import Progress, sample_frames
+from videomar.runtime.sampler import Progress
 from videomar.runtime.timing import Timing
-from videomar.schedule import DiffusionSchedule, Noise, SeededNoise, masked_after_steps
+from videomar.schedule import Noise, SeededNoise
+from videomar.steps import ClipSteps
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 FPS = 24
+Picture = str | Path | np.ndarray
 Prompt = str | PromptEmbedding
 
 
@@ -42,26 +46,6 @@ class Video:
         write_video(path, self.frames, fps)
 
 
-@dataclass(frozen=True)
-class LatentFrame:
-    """One finished latent frame: [channels, h, w] float32, scaled, and its index in the clip."""
-
-    index: int
-    values: np.ndarray
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a generation will do."""
-
-    frames: int  # pixel frames in all
-    generated: int  # of them, new
-    latent_frames: int
-    steps: int  # mask steps in all
-    height: int
-    width: int
-
-
 class Pipeline:
     """Generates video from one artifact directory; use as a context manager or `close` it."""
 
@@ -75,6 +59,7 @@ class Pipeline:
     ) -> None:
         """why: this backend, in a sentence. memory: refuses a clip that does not fit; None never does."""
         self.config, self.backend, self.tokenizer, self.why, self._memory = config, backend, tokenizer, why, memory
+        self._open = True
 
     @staticmethod
     def open(
@@ -105,144 +90,76 @@ class Pipeline:
         check = MemoryCheck(manifest, lean) if memory_check and chosen.name == BACKEND else None
         return Pipeline(manifest.config, chosen, tokenizer, why, check)
 
-    def __call__(self, image: str | Path | np.ndarray, prompt: Prompt, **knobs: Any) -> Video:
-        """Generate a whole clip; knobs as in `latent_frames`."""
-        timing = knobs["timing"] = knobs.get("timing") or Timing()
-        latents, frames = zip(*self._decoded(image, prompt, knobs), strict=True)
-        timing.finish()
-        return Video(np.concatenate(frames), np.stack(latents, axis=1), timing)
-
-    def stream(self, image: str | Path | np.ndarray, prompt: Prompt, **knobs: Any) -> Iterator[np.ndarray]:
-        """Yield pixel frames [height, width, 3] uint8 as soon as their latent frame is finished; given ones first."""
-        for _, frames in self._decoded(image, prompt, knobs):
-            yield from frames
-
-    def _decoded(
-        self, image: str | Path | np.ndarray, prompt: Prompt, knobs: dict[str, Any]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Every latent frame [channels, h, w] and its pixel frames [frames, height, width, 3] uint8, decoded once."""
-        timing = knobs["timing"] = knobs.get("timing") or Timing()
-        given, shown = self._given(image), 0
-        with ExitStack() as stack:
-            decoder: Decoder | None = None
-            for frame in stack.enter_context(closing(self.latent_frames(given, prompt, **knobs))):
-                with timing.stage("decoder"):
-                    if decoder is None:
-                        total = self._latent_frames(self.sampling(frames=knobs.get("frames")).frames)
-                        decoder = self.backend.decoder(total, *frame.values.shape[1:])
-                        stack.callback(decoder.close)
-                    frames = to_frames(_finite(decoder.next(frame.values)))
-                shown += len(frames)
-                if shown > len(given):
-                    timing.mark_first_frame()
-                yield frame.values, frames
-
-    def latent_frames(
+    def __call__(
         self,
-        image: str | Path | np.ndarray,
+        image: Picture,
         prompt: Prompt,
         *,
-        frames: int | None = None,
-        mask_steps: int | None = None,
-        head_steps: int | None = None,
-        guidance_scale: float | None = None,
-        temperature: float | None = None,
-        size: tuple[int, int] | None = None,
-        kv_window: int | None = None,
-        guidance_passes: int | None = None,
-        guidance_ramp: bool = True,
-        token_clip: float | None = None,
         seed: int = 0,
+        sampling: SamplingConfig | None = None,
         noise: Noise | None = None,
-        timing: Timing | None = None,
-        progress: Progress = lambda frame, step: None,
-    ) -> Iterator[LatentFrame]:
-        """Yield every latent frame of a clip, given ones first, as soon as it is finished.
+        progress: Progress = lambda step: None,
+        **options: Unpack[SamplingOptions],
+    ) -> Video:
+        """Generate a whole clip; arguments as of `start`. progress: told every step that has run."""
+        with self.start(image, prompt, seed=seed, sampling=sampling, noise=noise, **options) as run:
+            frames = list(_reporting(run, progress))
+            run.timing.finish()
+            return Video(np.concatenate(frames), np.stack(run.latents, axis=1), run.timing)
+
+    def stream(
+        self,
+        image: Picture,
+        prompt: Prompt,
+        *,
+        seed: int = 0,
+        sampling: SamplingConfig | None = None,
+        noise: Noise | None = None,
+        progress: Progress = lambda step: None,
+        **options: Unpack[SamplingOptions],
+    ) -> Iterator[np.ndarray]:
+        """Yield pixel frames [height, width, 3] uint8 as soon as they can be seen, given ones first; see `start`."""
+        with self.start(image, prompt, seed=seed, sampling=sampling, noise=noise, **options) as run:
+            for frames in _reporting(run, progress):
+                yield from frames
+
+    def start(
+        self,
+        image: Picture,
+        prompt: Prompt,
+        *,
+        seed: int = 0,
+        sampling: SamplingConfig | None = None,
+        noise: Noise | None = None,
+        **options: Unpack[SamplingOptions],
+    ) -> ClipRun:
+        """A clip that is advanced a step at a time; several may be open and take turns.
 
         image: a picture file, [height, width, 3] uint8 (image to video), or [1 + 8k, height, width, 3] (video to
-        video). prompt: a sentence, or what `embed` made of one. frames: pixel frames in all, 1 + 8k. size: (height,
-        width) of the clip; the picture is scaled and cropped to it. kv_window: latent frames that each frame sees
-        besides the first and itself, all if None. guidance_passes: 2 takes both branches of guidance through the
-        transformer one after the other, with half the K/V each; None takes 2 where only that fits. guidance_ramp: the
-        scale grows from 1 as tokens become known (the paper's way). token_clip: bound on the tokens of every frame
-        after the first generated one, 0 for none. noise replaces `seed`. What else is None is the model's default.
-        Raises InputError for anything that does not fit, before anything is run.
+        video), scaled and cropped to the clip's size. prompt: a sentence, or what `embed` made of one. sampling: every
+        option, the model's own defaults if None; `options` change single ones. noise: replaces the one that `seed`
+        gives, so that several backends get identical bits.
+        Raises InputError or ConfigError for anything that does not fit, before anything is run.
         """
-        timing = timing or Timing()
+        if not self._open:
+            raise InputError("this pipeline is closed, expected an open one; open the directory again")
         given = self._given(image)
-        sampling = self._checked(
-            given,
-            size,
-            frames=frames,
-            mask_steps=mask_steps,
-            head_steps=head_steps,
-            guidance_scale=guidance_scale,
-            temperature=temperature,
-        )
-        if token_clip is not None:
-            sampling = dataclasses.replace(sampling, clip=token_clip or None)
-        if kv_window is not None and kv_window < 1:
-            raise InputError(f"the K/V window is {kv_window} latent frames, expected at least 1; change --kv-window")
-        if guidance_passes not in (None, 1, 2):
-            raise InputError(f"guidance passes are {guidance_passes}, expected 1 or 2; change --guidance-passes")
-        ids = None if isinstance(prompt, PromptEmbedding) else self.tokenizer(prompt)
+        sampling = (self.config.sampling if sampling is None else sampling).but(**options)
+        ClipSteps.of(self.config, sampling, len(given))  # refuses what cannot be
+        embedded = isinstance(prompt, PromptEmbedding)
+        text = prompt.states if embedded else self.tokenizer(prompt)
         if self._memory:
-            text = prompt.states.shape[1] if ids is None else ids.shape[1]
-            guidance_passes = self._memory.require(sampling, len(given), text, kv_window, guidance_passes, ids is None)
-        noise = SeededNoise(seed) if noise is None else noise
+            sampling = self._memory.require(sampling, len(given), text.shape[1], embedded)
         pixels = to_pixels(fit(given, sampling.height, sampling.width))
-        with timing.stage("text"):
-            states = prompt.states if isinstance(prompt, PromptEmbedding) else self.backend.encode_text(ids)
-        with timing.stage("encoder"):
-            latents = self.backend.encode(pixels)[0]
-        for i in range(latents.shape[1]):
-            yield LatentFrame(i, latents[:, i])
-        total = self._latent_frames(sampling.frames)
-        generated = sample_frames(
-            self.backend,
-            self.config,
-            states,
-            latents,
-            total,
-            sampling,
-            noise,
-            timing,
-            progress,
-            kv_window=kv_window,
-            guidance_passes=guidance_passes or 1,
-            guidance_ramp=guidance_ramp,
-        )
-        for i, values in enumerate(generated, start=latents.shape[1]):
-            yield LatentFrame(i, _finite(values))
+        clip = ClipSteps.of(self.config, sampling, len(given))
+        return ClipRun(self.backend, clip, pixels, text, SeededNoise(seed) if noise is None else noise, Timing())
 
     def embed(self, prompt: str) -> PromptEmbedding:
         """A prompt's text states, to be given instead of the prompt to this model anywhere; raises InputError."""
         states = self.backend.encode_text(self.tokenizer(prompt))
         return PromptEmbedding(prompt, states.astype(np.float32), self.config.text)
 
-    def plan(
-        self, image: str | Path | np.ndarray, prompt: Prompt, size: tuple[int, int] | None = None, **knobs: Any
-    ) -> Plan:
-        """What a generation with these arguments will do; raises InputError for anything that does not fit."""
-        given = self._given(image)
-        sampling = self._checked(given, size, **knobs)
-        if not isinstance(prompt, PromptEmbedding):
-            self.tokenizer(prompt)
-        latent = self._latent_frames(sampling.frames)
-        steps = (latent - self._latent_frames(len(given))) * sampling.mask_steps
-        return Plan(sampling.frames, sampling.frames - len(given), latent, steps, sampling.height, sampling.width)
-
-    def _checked(self, given: np.ndarray, size: tuple[int, int] | None, **knobs: Any) -> SamplingConfig:
-        height, width = size or (None, None)
-        sampling = self.sampling(height=height, width=width, **knobs)
-        self._check(given, sampling)
-        return sampling
-
-    def sampling(self, **changes: Any) -> SamplingConfig:
-        """The model's sampling defaults with every change that is not None; raises ConfigError for bad values."""
-        return dataclasses.replace(self.config.sampling, **{k: v for k, v in changes.items() if v is not None})
-
-    def _given(self, image: str | Path | np.ndarray) -> np.ndarray:
+    def _given(self, image: Picture) -> np.ndarray:
         frames = load_picture(image) if isinstance(image, (str, Path)) else np.asarray(image)
         if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-1] != 3 or not frames.size:
             raise InputError(
@@ -251,38 +168,11 @@ class Pipeline:
             )
         return frames if frames.ndim == 4 else frames[None]
 
-    def _check(self, given: np.ndarray, sampling: SamplingConfig) -> None:
-        tokenizer = self.config.tokenizer
-        stride, space = tokenizer.temporal_stride, tokenizer.spatial_stride
-        for what, count, mend in (
-            ("frames", sampling.frames, "change --frames"),
-            ("conditioning frames", len(given), "give another number of conditioning frames"),
-        ):
-            if (count - 1) % stride:
-                near = self._pixel_frames(max(1, self._latent_frames(count)))
-                raise InputError(f"{what} is {count}, expected 1 + {stride}k, such as {near}; {mend}")
-        if sampling.frames <= len(given):
-            raise InputError(
-                f"frames is {sampling.frames}, expected more than the {len(given)} conditioning frames, "
-                f"such as {len(given) + stride}; change --frames"
-            )
-        for name, value in (("height", sampling.height), ("width", sampling.width)):
-            if value % space:
-                near = max(1, round(value / space)) * space
-                raise InputError(f"{name} is {value}, expected a multiple of {space}, such as {near}; change --{name}")
-        tokens = sampling.height * sampling.width // space**2
-        masked_after_steps(tokens, sampling.mask_steps)
-        DiffusionSchedule.respaced(self.config.head.train_steps, sampling.head_steps)
-
-    def _latent_frames(self, pixel_frames: int) -> int:
-        return 1 + (pixel_frames - 1) // self.config.tokenizer.temporal_stride
-
-    def _pixel_frames(self, latent_frames: int) -> int:
-        return 1 + (latent_frames - 1) * self.config.tokenizer.temporal_stride
-
     def close(self) -> None:
-        """Free the backend."""
-        self.backend.close()
+        """Free the backend; again is harmless."""
+        if self._open:
+            self._open = False
+            self.backend.close()
 
     def __enter__(self) -> Pipeline:
         return self
@@ -291,10 +181,10 @@ class Pipeline:
         self.close()
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
-    if not np.isfinite(values).all():
-        raise InputError(
-            "the generated numbers overflowed, expected finite ones; lower --guidance-scale or --temperature, or "
-            "export with --precision fp32"
-        )
-    return values
+def _reporting(run: ClipRun, progress: Progress) -> Iterator[np.ndarray]:
+    """The frames of a run as they come."""
+    for step in run.steps:
+        frames = run.advance()
+        progress(step)
+        if frames is not None:
+            yield frames

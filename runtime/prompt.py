@@ -31,6 +31,8 @@ class PromptTokenizer:
 
         Raises InputError for an empty prompt, one of too many tokens, or words the vocabulary lacks.
         """
+        if not isinstance(prompt, str):
+            raise InputError(f"the prompt is a {type(prompt).__name__}, expected a sentence that says what happens")
         if not prompt.strip():
             raise InputError("the prompt is empty, expected a sentence that says what happens; give --prompt")
         if any("\ud800" <= c <= "\udfff" for c in prompt):  # how Python keeps what the shell gave and is no UTF-8

@@ -1,97 +1,103 @@
-"""The loop over frames and mask steps (model.md, "The sampling loop"): decides what is predicted, for every backend.
+"""The tokens of one clip, a step at a time (model.md, "The sampling loop"), on any backend.
 
-Knows nothing of devices, files, pixels or words.
+What a step does stands in the step list (videomar/steps.py). Knows nothing of devices, files, pixels or words.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import numpy as np
 
-from videomar.config import ModelConfig, SamplingConfig
-from videomar.runtime.backends.base import Backend, ClipPlan
+from videomar.runtime.backends.base import Backend, Clip, ClipPlan
 from videomar.runtime.timing import Timing
-from videomar.schedule import (
-    DiffusionSchedule,
-    Noise,
-    guidance_at,
-    half_tables,
-    masked_after_steps,
-    temperature_at,
-)
+from videomar.schedule import Noise, half_tables
+from videomar.steps import ClipSteps, Step
 
-Progress = Callable[[int, int], None]  # (latent frame, mask step) just finished
+Progress = Callable[[Step], None]  # told what has just been done
+
+
+class Sampler:
+    """State of one clip: its current frame's tokens, and on the backend K/V and buffers, taken at the first step."""
+
+    def __init__(
+        self, backend: Backend, clip: ClipSteps, states: np.ndarray, given: np.ndarray, noise: Noise, timing: Timing
+    ) -> None:
+        """states: of `Backend.encode_text`; given: [channels, t, h, w] float32, scaled latents to continue."""
+        self.clip, self.done = clip, 0  # steps that have run
+        self._backend, self._states, self._given, self._noise, self._timing = backend, states, given, noise, timing
+        self._device: Clip | None = None
+        self._x = self._masked = self._order = np.zeros(0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step has run."""
+        return self.done == len(self.clip.steps)
+
+    def advance(self) -> np.ndarray | None:
+        """Run the next step; the latent frame that it finishes, [channels, h, w] float32, or None."""
+        if self._device is None:
+            with self._timing.stage("text"):
+                self._device = self._backend.begin(self._states, ClipPlan.of(self.clip))
+        step = self.clip.steps[self.done]
+        if step.index == 0:
+            self._enter(step)
+        self._run(step, self._device)
+        self.done += 1
+        if not step.finishes:
+            return None
+        return np.ascontiguousarray(self._x.T).reshape(-1, self.clip.shape.rows, self.clip.shape.columns)
+
+    def _enter(self, step: Step) -> None:
+        """Begin a frame: all its positions are masked, or none if it is given."""
+        shape, t = self.clip.shape, self.clip.config.transformer
+        self._tables = half_tables(step.frame, shape.rows, shape.columns, t.rope_split, t.rope_theta)
+        self._masked = np.full(shape.tokens, step.known == 0)
+        if step.known:
+            self._x = self._given[:, step.frame].reshape(-1, shape.tokens).T
+        else:
+            self._x = np.zeros((shape.tokens, len(self._given)), np.float32)
+            self._order = self._noise.order(step.frame, shape.tokens)
+
+    def _run(self, step: Step, device: Clip) -> None:
+        predict = self._order[step.slots] if step.predicted else np.zeros(1, np.int64)  # any row: nobody reads it
+        with self._timing.stage("transformer"):
+            device.step(self._x, self._masked, predict, *self._tables)
+            if step.keeps:
+                device.keep()
+        if not step.predicted:
+            return
+        at, shape = (step.frame, step.index), (step.predicted, len(self._given))
+        initial = self._noise.initial(*at, shape)
+        draws = self._noise.steps(*at, (self.clip.sampling.head_steps, *shape)) * np.float32(step.temperature)
+        draws[-1] = 0  # nothing is added after the last diffusion step
+        with self._timing.stage("head"):
+            sampled = device.sample(step.guidance, initial, draws)
+        if step.token_clip is not None:
+            sampled = np.clip(sampled, -step.token_clip, step.token_clip)
+        self._x[predict], self._masked[predict] = sampled, False
+
+    def close(self) -> None:
+        """Free what the backend holds for the clip; again is harmless."""
+        if self._device is not None:
+            self._device.close()
+            self._device = None
 
 
 def sample_frames(
     backend: Backend,
-    config: ModelConfig,
+    clip: ClipSteps,
     states: np.ndarray,
     given: np.ndarray,
-    frames: int,
-    sampling: SamplingConfig,
     noise: Noise,
-    timing: Timing,
-    progress: Progress = lambda frame, step: None,
-    kv_window: int | None = None,
-    guidance_passes: int = 1,
-    guidance_ramp: bool = True,
+    timing: Timing | None = None,
+    progress: Progress = lambda step: None,
 ) -> Iterator[np.ndarray]:
-    """Yield the latent frames after the given ones, each [channels, h, w] float32, as soon as it is finished.
-
-    states: text states of `Backend.encode_text`; given: [channels, t, h, w] float32, scaled latents of the
-    conditioning frames; frames: latent frames in all. kv_window: finished frames that each frame sees besides the
-    first, all if None. guidance_passes: 2 sends the branches through the transformer one after the other.
-    guidance_ramp: the scale grows from 1 as tokens become known, as in the paper; otherwise it is the same throughout.
-    """
-    channels, known, h, w = given.shape
-    tokens, t = h * w, config.transformer
-    left = masked_after_steps(tokens, sampling.mask_steps)
-    before = [tokens, *left[:-1]]
-    schedule = DiffusionSchedule.respaced(config.head.train_steps, sampling.head_steps, sampling.max_beta)
-    plan = ClipPlan(
-        tokens=tokens,
-        frames=frames,
-        branches=1 if sampling.guidance_scale == 1 else 2,
-        counts=tuple(a - b for a, b in zip(before, left, strict=True)),
-        timesteps=schedule.timesteps,
-        coefficients=schedule.coefficients,
-        window=kv_window,
-        passes=guidance_passes if sampling.guidance_scale != 1 else 1,
-    )
-    with timing.stage("text"):
-        clip = backend.begin(states, plan)
-    nothing_masked, any_row = np.zeros(tokens, bool), np.zeros(1, np.int64)
-    try:
-        for frame in range(known):
-            tables = half_tables(frame, h, w, t.rope_split, t.rope_theta)
-            with timing.stage("transformer"):
-                clip.step(given[:, frame].reshape(channels, tokens).T, nothing_masked, any_row, *tables)
-                clip.keep()
-        for frame in range(known, frames):
-            tables = half_tables(frame, h, w, t.rope_split, t.rope_theta)
-            order = noise.order(frame, tokens)
-            x, masked = np.zeros((tokens, channels), np.float32), np.ones(tokens, bool)
-            temperature = np.float32(temperature_at(frame - known, sampling.temperature))
-            for step, (was, still) in enumerate(zip(before, left, strict=True)):
-                predict = order[tokens - was : tokens - still]
-                with timing.stage("transformer"):
-                    clip.step(x, masked, predict, *tables)
-                initial = noise.initial(frame, step, (len(predict), channels))
-                draws = noise.steps(frame, step, (sampling.head_steps, len(predict), channels)) * temperature
-                draws[-1] = 0  # nothing is added after the last diffusion step
-                with timing.stage("head"):
-                    guidance = guidance_at(sampling.guidance_scale, still, tokens, guidance_ramp)
-                    sampled = clip.sample(guidance, initial, draws)
-                if frame > known and sampling.clip is not None:
-                    sampled = np.clip(sampled, -sampling.clip, sampling.clip)
-                x[predict], masked[predict] = sampled, False
-                progress(frame, step)
-            if frame + 1 < frames:
-                with timing.stage("transformer"):
-                    clip.step(x, masked, any_row, *tables)
-                    clip.keep()
-            yield np.ascontiguousarray(x.T).reshape(channels, h, w)
-    finally:
-        clip.close()
+    """Yield every latent frame of a clip, given ones first, each [channels, h, w] float32; arguments as of Sampler."""
+    with closing(Sampler(backend, clip, states, given, noise, timing or Timing())) as sampler:
+        for step in clip.steps:
+            frame = sampler.advance()
+            progress(step)
+            if frame is not None:
+                yield frame

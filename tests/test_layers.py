@@ -64,6 +64,8 @@ EXCEPTIONS = {  # (module, package): why
     ("videomar.parity.bisecting.torch_side", "torch"): "the same side, layer by layer",
     ("videomar.parity.bisecting.pieces", "onnx"): "cuts graphs into layers, where the package is installed",
     ("videomar.parity.bisecting.widen", "onnx"): "the same layers in FP32",
+    ("videomar.config", "typing_extensions"): "for type checkers alone, which bring it",
+    ("videomar.runtime.pipeline", "typing_extensions"): "the same",
     ("videomar.cli", "torch"): "`train` sets PyTorch's threads before the training modules are imported",
     ("videomar.runtime.backends.ort", "onnxruntime"): "the backend",
     ("videomar.runtime.backends.ort_cache", "onnxruntime"): "its K/V",

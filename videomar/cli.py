@@ -6,12 +6,19 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from videomar.errors import InputError, UserError
-from videomar.options import Run, parser
+from videomar.options import Run, parser, sampling_options
+
+if TYPE_CHECKING:
+    import numpy as np
+    from tqdm import tqdm
+
+    from videomar.runtime.clip import ClipRun
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,7 +131,6 @@ def generate(args: argparse.Namespace) -> int:
     from videomar.runtime.embedding import PromptEmbedding
     from videomar.runtime.media import load_clip, write_pictures, write_video
     from videomar.runtime.pipeline import Pipeline
-    from videomar.runtime.timing import Timing
 
     if (args.image is None) == (args.video is None):
         raise InputError("give either --image (a picture) or --video (a clip whose first --given frames are continued)")
@@ -132,41 +138,41 @@ def generate(args: argparse.Namespace) -> int:
         raise InputError("give either --prompt (a sentence) or --text-embeddings (a file of `videomar embed`)")
     as_video = args.output.suffix != ""
     options = {"threads": args.threads, "backend": args.backend, "memory_check": not args.no_memory_check}
-    with Pipeline.open(args.directory, lean=True, **options) as pipe:
+    with ExitStack() as stack:
+        pipe = stack.enter_context(Pipeline.open(args.directory, lean=True, **options))
         print(pipe.why)
         prompt = args.prompt
         if args.text_embeddings is not None:
             prompt = PromptEmbedding.load(args.text_embeddings, pipe.config.text)
         given = load_clip(args.video, args.given) if args.video else args.image
-        size = None
-        if args.height is not None or args.width is not None:
-            defaults = pipe.config.sampling
-            size = (args.height or defaults.height, args.width or defaults.width)
-        knobs = {k: getattr(args, k) for k in ("frames", "mask_steps", "head_steps", "guidance_scale", "temperature")}
-        plan = pipe.plan(given, prompt, size=size, **knobs)
-        timing = Timing()
-        with tqdm(total=plan.steps, unit="step", leave=False, delay=2, disable=None, bar_format=_BAR) as bar:
-
-            def progress(frame: int, step: int) -> None:
-                bar.set_description(f"latent frame {frame + 1} of {plan.latent_frames}", refresh=False)
-                bar.update()
-
-            knobs |= {key: getattr(args, key) for key in ("kv_window", "guidance_passes", "token_clip")}
-            knobs["guidance_ramp"] = not args.no_guidance_ramp
-            frames = pipe.stream(given, prompt, size=size, seed=args.seed, timing=timing, progress=progress, **knobs)
-            if as_video:
-                write_video(args.output, frames, args.fps)
-            else:
-                write_pictures(args.output, frames)
+        run = stack.enter_context(pipe.start(given, prompt, seed=args.seed, **sampling_options(args)))
+        bar = tqdm(total=len(run.steps), unit="step", leave=False, delay=2, disable=None, bar_format=_BAR)
+        frames = _shown(run, stack.enter_context(bar))
+        if as_video:
+            write_video(args.output, frames, args.fps)
+        else:
+            write_pictures(args.output, frames)
+    timing, sampling, made = run.timing, run.clip.sampling, run.shown - run.given
     total = timing.total
     print(
-        f"{args.output}: {plan.frames} frames of {plan.width}x{plan.height}; first generated frame after "
-        f"{timing.first_frame:.2f} s, all after {total:.2f} s, {plan.generated / total:.1f} generated frames/s"
+        f"{args.output}: {run.shown} frames of {sampling.width}x{sampling.height}; first generated frame after "
+        f"{timing.first_frame:.2f} s, all after {total:.2f} s, {made / total:.1f} generated frames/s"
     )
     spent = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in timing.seconds.items())
     print(f"time in {spent}, rest {total - sum(timing.seconds.values()):.2f} s")
     _print_peak_memory()
     return 0
+
+
+def _shown(run: ClipRun, bar: tqdm[NoReturn]) -> Iterator[np.ndarray]:
+    """The pixel frames of a clip as they are ready, under a progress bar."""
+    for step in run.steps:
+        bar.set_description(f"latent frame {step.frame + 1} of {run.clip.shape.frames}", refresh=False)
+        frames = run.advance()
+        bar.update()
+        if frames is not None:
+            yield from frames
+    run.timing.finish()
 
 
 def embed(args: argparse.Namespace) -> int:

@@ -6,11 +6,17 @@ Knows nothing of torch, of files, or of how anything is run.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from videomar.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 T = TypeVar("T")
 
@@ -72,18 +78,38 @@ class HeadConfig:
     train_steps: int = 1000
 
 
+class SamplingOptions(TypedDict, total=False):
+    """What a caller may say of one generation; the fields of SamplingConfig, all of them optional."""
+
+    frames: int
+    height: int
+    width: int
+    mask_steps: int
+    head_steps: int
+    guidance_scale: float
+    guidance_ramp: bool
+    guidance_passes: int | None
+    temperature: float | None
+    token_clip: float | None
+    kv_window: int | None
+    max_beta: float
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Knobs of one generation; the defaults are the paper's."""
+    """Every option of one generation, checked once; the defaults are the paper's."""
 
-    frames: int = 25  # pixel frames, 1 + 8k
+    frames: int = 25  # pixel frames in all, 1 + 8k
     height: int = 480
     width: int = 768
     mask_steps: int = 64
     head_steps: int = 100
     guidance_scale: float = 3.0
+    guidance_ramp: bool = True  # the scale grows from 1 as tokens become known
+    guidance_passes: int | None = None  # 2: one branch after the other; None: 1, or 2 where only that fits the memory
     temperature: float | None = None  # None: progressive over generated frames, 0.9 + 10^-(t+1)
-    clip: float | None = 2.0  # bound on sampled tokens of every frame after the first generated one
+    token_clip: float | None = 2.0  # bound on sampled tokens of every frame after the first generated one; None: none
+    kv_window: int | None = None  # latent frames that a frame sees besides the first and itself; None: all
     # Cap on the diffusion betas that the head's steps are derived from. The paper's 0.999 multiplies the head's error
     # at the noisiest step by 20,000, which only a head trained for long can bear.
     max_beta: float = 0.999
@@ -91,14 +117,37 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         for name in ("frames", "height", "width", "mask_steps", "head_steps"):
             _check_count(name, getattr(self, name))
-        if not self.guidance_scale >= 0:
-            raise ConfigError(f"guidance scale is {self.guidance_scale}, expected 0 or more (1 turns guidance off)")
-        if self.temperature is not None and not self.temperature >= 0:
-            raise ConfigError(f"temperature is {self.temperature}, expected 0 or more")
-        if not 0 < self.max_beta < 1:
-            raise ConfigError(f"max_beta is {self.max_beta}, expected more than 0 and less than 1")
-        if self.clip is not None and not self.clip > 0:
-            raise ConfigError(f"clip is {self.clip}, expected a positive bound or none")
+        _check_number("guidance scale", self.guidance_scale, lambda s: s >= 0, "0 or more (1: no guidance)")
+        if not isinstance(self.guidance_ramp, bool):
+            raise ConfigError(f"guidance ramp is {self.guidance_ramp!r}, expected True or False")
+        if self.guidance_passes not in (None, 1, 2) or isinstance(self.guidance_passes, bool):
+            raise ConfigError(f"guidance passes is {self.guidance_passes!r}, expected 1 or 2; change --guidance-passes")
+        if self.temperature is not None:
+            _check_number("temperature", self.temperature, lambda t: t >= 0, "0 or more, or None for the paper's")
+        if self.token_clip is not None:
+            _check_number("token clip", self.token_clip, lambda c: c > 0, "a positive bound, or None for none")
+        if self.kv_window is not None:
+            _check_count("K/V window", self.kv_window, "at least 1 latent frame; change --kv-window")
+        _check_number("max_beta", self.max_beta, lambda b: 0 < b < 1, "more than 0 and less than 1")
+
+    @property
+    def branches(self) -> int:
+        """Of guidance: 2 with it, 1 without."""
+        return 1 if self.guidance_scale == 1 else 2
+
+    @property
+    def passes(self) -> int:
+        """Calls of the transformer in a step: 2 where the branches go one after the other."""
+        return self.branches if self.guidance_passes == 2 else 1
+
+    def but(self, **options: Unpack[SamplingOptions]) -> SamplingConfig:
+        """The same with other options; raises ConfigError for an unknown name or a value that cannot be."""
+        known = [f.name for f in dataclasses.fields(SamplingConfig)]
+        if unknown := sorted(set(options) - set(known)):
+            near = difflib.get_close_matches(unknown[0], known, 1)
+            meant = f", did you mean {near[0]}?" if near else ";"
+            raise ConfigError(f"there is no option {unknown[0]!r}{meant} there are: {', '.join(known)}")
+        return dataclasses.replace(self, **options)
 
 
 @dataclass(frozen=True)
@@ -141,15 +190,28 @@ class ModelConfig:
         return _from_dict(ModelConfig, data, "config")
 
 
-def _check_count(name: str, value: Any) -> None:
+def _check_count(name: str, value: Any, expected: str = "a whole number of at least 1") -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name.replace('_', ' ')} is {value}, expected a whole number of at least 1")
+        raise ConfigError(f"{name.replace('_', ' ')} is {_shown(value)}, expected {expected}")
+
+
+def _check_number(name: str, value: Any, good: Callable[[float], bool], expected: str) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not good(value):
+        raise ConfigError(f"{name} is {_shown(value)}, expected {expected}")
+
+
+def _shown(value: Any) -> str:
+    """A value of any kind in a line of text: no dump of an array."""
+    return f"{value!r:.60}" if isinstance(value, (int, float, str, type(None))) else f"a {type(value).__name__}"
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "int": (int,),
     "float": (int, float),
     "str": (str,),
+    "bool": (bool,),
+    "int | None": (int, type(None)),
     "float | None": (int, float, type(None)),
 }
 
@@ -173,7 +235,7 @@ def _from_dict(cls: type[T], data: Any, where: str) -> T:
             value = tuple(value)
         else:
             kinds = _KINDS[str(f.type)]
-            if not isinstance(value, kinds) or isinstance(value, bool):
+            if not isinstance(value, kinds) or isinstance(value, bool) != (bool in kinds):
                 raise ConfigError(f"{where}.{name} is {value!r}, expected {f.type}")
         values[name] = value
     return cls(**values)
@@ -210,7 +272,9 @@ DEMO = ModelConfig(
     transformer=TransformerConfig(width=192, depth=4, heads=3, head_dim=64),
     head=HeadConfig(width=256, depth=3),
     # Its tokens have unit variance and longer tails than the official ones: 2 would cut them.
-    sampling=SamplingConfig(frames=17, height=64, width=64, mask_steps=8, head_steps=25, clip=10.0, max_beta=0.05),
+    sampling=SamplingConfig(
+        frames=17, height=64, width=64, mask_steps=8, head_steps=25, token_clip=10.0, max_beta=0.05
+    ),
 )
 
 PRESETS: dict[str, ModelConfig] = {"demo": DEMO, "videomar-1.4b": VIDEOMAR_1_4B}

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, cast
+
+from videomar.config import SamplingConfig, SamplingOptions
 
 Run = Callable[[argparse.Namespace], int]
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "ort-trt", "trt", "trt-rtx")  # choose.py's, without importing numpy for -h
@@ -66,6 +70,50 @@ def _reporting(p: argparse.ArgumentParser) -> None:
     p.add_argument("--png", type=Path, help="write a picture of the report's first page there")
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs artifacts and engines")
+
+
+def _sampling(p: argparse.ArgumentParser) -> None:
+    """Every option of a generation, under the names of SamplingConfig; what is not given leaves no trace."""
+    add = partial(p.add_argument, default=argparse.SUPPRESS)
+    add("--frames", type=_COUNT, help="pixel frames in all, 1 + 8k")
+    add("--height", type=_PIXELS, help="of the video, pixels")
+    add("--width", type=_PIXELS, help="of the video, pixels")
+    add("--size", type=_size, action=_Size, metavar="HEIGHTxWIDTH", help="both at once; one number for a square")
+    add("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
+    add("--head-steps", type=_COUNT, help="diffusion steps a token")
+    add("--guidance-scale", type=_number(0, 1000), help="1 turns guidance off and halves the work")
+    add("--temperature", type=_number(0, 1000), help="factor on the diffusion noise (default: the paper's progressive)")
+    add(
+        "--no-guidance-ramp",
+        dest="guidance_ramp",
+        action="store_false",
+        help="the same guidance scale in every mask step",
+    )
+    add(
+        "--token-clip",
+        type=lambda text: _number(0, 10**6)(text) or None,
+        help="bound on tokens after the first generated frame; 0: none",
+    )
+    add("--kv-window", type=_COUNT, help="latent frames seen besides the first (default: all)")
+    add(
+        "--guidance-passes",
+        type=int,
+        choices=(1, 2),
+        help="2: one branch at a time, with half the K/V (default: 2 where only that fits the memory)",
+    )
+
+
+class _Size(argparse.Action):
+    """--size sets height and width."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        namespace.height, namespace.width = values
+
+
+def sampling_options(args: argparse.Namespace) -> SamplingOptions:
+    """What the command line says of a generation, for `SamplingConfig.but`."""
+    names = (field.name for field in dataclasses.fields(SamplingConfig))
+    return cast(SamplingOptions, {name: getattr(args, name) for name in names if hasattr(args, name)})
 
 
 def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
@@ -139,26 +187,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--prompt", help="a sentence that says what happens")
     p.add_argument("--text-embeddings", type=Path, help="instead of --prompt: a file of `videomar embed`")
     p.add_argument("-o", "--output", type=Path, required=True, help="an .mp4, or a directory for PNG frames")
-    p.add_argument("--frames", type=_COUNT, help="pixel frames in all, 1 + 8k")
-    p.add_argument("--height", type=_PIXELS, help="of the video, pixels")
-    p.add_argument("--width", type=_PIXELS, help="of the video, pixels")
-    p.add_argument("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
-    p.add_argument("--head-steps", type=_COUNT, help="diffusion steps a token")
-    p.add_argument("--guidance-scale", type=_number(0, 1000), help="1 turns guidance off and halves the work")
-    p.add_argument(
-        "--temperature", type=_number(0, 1000), help="factor on the diffusion noise (default: the paper's progressive)"
-    )
-    p.add_argument("--no-guidance-ramp", action="store_true", help="the same guidance scale in every mask step")
-    p.add_argument(
-        "--token-clip", type=_number(0, 10**6), help="bound on tokens after the first generated frame; 0: none"
-    )
-    p.add_argument("--kv-window", type=_COUNT, help="latent frames seen besides the first (default: all)")
-    p.add_argument(
-        "--guidance-passes",
-        type=int,
-        choices=(1, 2),
-        help="2: one branch at a time, with half the K/V (default: 2 where only that fits the memory)",
-    )
+    _sampling(p)
     p.add_argument("--seed", type=_SEED, default=0)
     p.add_argument("--fps", type=_number(0.1, 1000), default=24)
     p.add_argument("--no-memory-check", action="store_true", help="try even if the plan says that memory is short")
@@ -187,12 +216,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--keep", nargs="+", default=[], metavar="NAME", help="linears or families to keep in any case")
     p.add_argument("--no-sensitivity", action="store_true", help="leave out the families' and sampled tokens' errors")
     p.add_argument("--only-if-faster", action="store_true", help="write nothing where INT8 is not faster")
-    p.add_argument("--frames", type=_COUNT, help="pixel frames of every clip, 1 + 8k")
-    p.add_argument("--height", type=_PIXELS, help="of the clips, pixels")
-    p.add_argument("--width", type=_PIXELS, help="of the clips, pixels")
-    p.add_argument("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
-    p.add_argument("--head-steps", type=_COUNT, help="diffusion steps a token")
-    p.add_argument("--guidance-scale", type=_number(0, 1000))
+    _sampling(p)
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="what the timing is taken on")
     p.add_argument("--force", action="store_true", help="replace the directory even if it is up to date or not ours")
@@ -200,18 +224,11 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p = command("plan", "Say what a generation needs and how long it takes on a device, before anything is built.")
     p.add_argument("source", metavar="DIR|PRESET", help="checkpoint, artifact directory, or a preset: videomar-1.4b")
     p.add_argument("--device", nargs="+", required=True, help=f"one or more of {', '.join(PLANNED)}")
-    p.add_argument("--frames", type=_COUNT, help="pixel frames in all, 1 + 8k")
+    _sampling(p)
     p.add_argument("--given", type=_COUNT, default=1, help="conditioning frames, 1 + 8k (default 1)")
-    p.add_argument("--height", type=_PIXELS, help="of the video, pixels")
-    p.add_argument("--width", type=_PIXELS, help="of the video, pixels")
-    p.add_argument("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
-    p.add_argument("--head-steps", type=_COUNT, help="diffusion steps a token")
-    p.add_argument("--guidance-scale", type=_number(0, 1000), help="1 turns guidance off and halves the work")
     p.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: the artifacts', or fp16)")
     p.add_argument("--emitter", choices=("portable", "native"), help="(default: the artifacts', or portable)")
     p.add_argument("--cache-tokens", type=_COUNT, help="native only: length of a fixed K/V cache")
-    p.add_argument("--kv-window", type=_COUNT, help="latent frames seen besides the first (default: all)")
-    p.add_argument("--guidance-passes", type=int, choices=(1, 2), default=1, help="2: one branch at a time")
     p.add_argument("--text-embeddings", nargs="?", const="", help="a prompt of `videomar embed`: no text encoder")
     p.add_argument("--json", action="store_true", help="everything, as JSON")
     p.add_argument("--svg", type=Path, help="write the chart there too")
@@ -276,10 +293,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--prompt", action="append", default=[], help="one for every --image, or one for all")
     p.add_argument("--cases", type=_COUNT, default=4, help="clips without --image: held-out demo scenes (default 4)")
     p.add_argument("--seed", type=_SEED, default=0)
-    p.add_argument("--frames", type=_COUNT, help="pixel frames in all, 1 + 8k")
-    p.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="of the clips, pixels; one number for both")
-    p.add_argument("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
-    p.add_argument("--head-steps", type=_COUNT, help="diffusion steps a token")
+    _sampling(p)
     p.add_argument("--layers", type=Path, help="for --html: what `videomar bisect --json` wrote")
     p.add_argument("--ranges", type=Path, help="for --html: ranges.npz of an INT8 directory")
     p.add_argument("--sensitivity", type=Path, help="for --html: calibration.json of an INT8 directory")
@@ -294,10 +308,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--prompt", action="append", default=[], help="one for every --image, or one for all")
     p.add_argument("--cases", type=_COUNT, default=4, help="clips without --image: held-out demo scenes (default 4)")
     p.add_argument("--seed", type=_SEED, default=0)
-    p.add_argument("--frames", type=_COUNT, help="pixel frames in all, 1 + 8k")
-    p.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="of the clips, pixels; one number for both")
-    p.add_argument("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
-    p.add_argument("--head-steps", type=_COUNT, help="diffusion steps a token")
+    _sampling(p)
     p.add_argument(
         "--json", type=Path, help="write it there, with every layer of that call; `compare --layers` reads it"
     )
@@ -310,10 +321,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--image", type=Path, help="the clip's first frame (default: a held-out demo scene)")
     p.add_argument("--prompt", help="the clip's sentence")
     p.add_argument("--seed", type=_SEED, default=0)
-    p.add_argument("--frames", type=_COUNT, help="pixel frames, 1 + 8k (default: two generated latent frames)")
-    p.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="of the clip, pixels; one number for both")
-    p.add_argument("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
-    p.add_argument("--head-steps", type=_COUNT, help="diffusion steps a token")
+    _sampling(p)
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs the artifacts")
     p.add_argument("--force", action="store_true", help="replace the directory even if it is up to date or not ours")

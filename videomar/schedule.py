@@ -144,8 +144,8 @@ class SeededNoise:
     """The default Noise: one seed; every draw is keyed by (frame, mask step), so no call depends on another."""
 
     def __init__(self, seed: int = 0) -> None:
-        if not 0 <= seed < 2**63:
-            raise InputError(f"seed is {seed}, expected 0 to 2^63 - 1")
+        if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+            raise InputError(f"seed is {seed!r:.40}, expected a whole number, 0 to 2^63 - 1")
         self.seed = seed
 
     def _generator(self, kind: int, frame: int, step: int = 0) -> np.random.Generator:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from videomar.carried import decoder_axes
+from videomar.config import SamplingConfig
 from videomar.errors import InputError
 from videomar.graphs import (
     HEAD_CONDITION,
@@ -77,12 +78,12 @@ class Finding:
 
 
 def bisect(
-    a: Subject, b: Subject, cases: Sequence[Case], knobs: dict[str, object], threads: int | None, progress: Progress
+    a: Subject, b: Subject, cases: Sequence[Case], sampling: SamplingConfig, threads: int | None, progress: Progress
 ) -> Finding:
     """Find the first place; raises InputError when the two are checkpoints or no layers of B can be told."""
     deviation, notes, case = None, Recorded(), cases[0]
     for case in cases:
-        deviation, notes = first_deviation(a, b, case, knobs, lambda frame, step: progress("in lockstep"))
+        deviation, notes = first_deviation(a, b, case, sampling, lambda step: progress("in lockstep"))
         if deviation is not None:
             break
     gate = LAYER_GATE[coarser(a.precision, b.precision)]

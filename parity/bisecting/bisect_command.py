@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 import json
 from contextlib import ExitStack
-from typing import Any
 
 from tqdm import tqdm
 
 from videomar.artifacts import atomic_write
+from videomar.options import sampling_options
 from videomar.parity.bisecting.bisect import bisect
 from videomar.parity.bisecting.conclusion import as_data, as_text, conclude
 from videomar.parity.cases import make_cases
@@ -28,26 +28,18 @@ def run(args: argparse.Namespace) -> int:
         require_comparable([a, b])
         for side in (a, b):
             print(f"{side.directory}: {side.why}")
-        knobs: dict[str, Any] = {
-            "frames": args.frames,
-            "size": args.size,
-            "mask_steps": args.mask_steps,
-            "head_steps": args.head_steps,
-        }
-        height, width = args.size or (None, None)
-        sampling = a.pipeline().sampling(frames=args.frames, height=height, width=width)
+        sampling = a.config.sampling.but(**sampling_options(args))
         shape = (sampling.frames, sampling.height, sampling.width)
         cases = make_cases(a.config, args.image, args.prompt, args.cases, args.seed, *shape)
-        knobs["size"] = (sampling.height, sampling.width)
         for case in cases:
-            a.pipeline().plan(case.given, case.prompt, **knobs)  # refuses before anything runs
+            a.pipeline().start(case.given, case.prompt, sampling=sampling).close()  # refuses before anything runs
         with tqdm(unit="step", leave=False, delay=1, disable=None) as bar:
 
             def progress(doing: str) -> None:
                 bar.set_description(doing, refresh=False)
                 bar.update()
 
-            finding = bisect(a, b, cases, knobs, args.threads, progress)
+            finding = bisect(a, b, cases, sampling, args.threads, progress)
         conclusion = conclude(finding, b.precision)
         print(as_text(finding, conclusion))
         if args.json:

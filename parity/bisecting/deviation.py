@@ -5,17 +5,20 @@ Knows nothing of layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from videomar.config import SamplingConfig
 from videomar.parity.cases import Case
 from videomar.parity.lockstep import DECODED, ENCODED, HEAD, SAMPLED, TEXT, Call, Lockstep, Z
 from videomar.parity.measures import compare_arrays
 from videomar.parity.subject import Subject
 from videomar.runtime.backends.base import Backend, Clip, ClipPlan, Decoder
 from videomar.runtime.pipeline import Pipeline
+from videomar.runtime.sampler import Progress
+from videomar.steps import Step
 from videomar.tolerances import GATES, coarser
 
 KINDS = (TEXT, ENCODED, Z, HEAD, SAMPLED, DECODED)
@@ -94,7 +97,7 @@ class Recorder:
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> _RecordedClip:
         self._notes.states, self._notes.plan = np.array(states), plan
-        return _RecordedClip(self._inner.begin(states, plan), self._notes)
+        return _RecordedClip(self._inner.begin(states, plan), self._notes, plan.steps)
 
     def close(self) -> None:
         """The backends belong to whoever opened them."""
@@ -113,27 +116,25 @@ class _RecordedDecoder:
 
 
 class _RecordedClip:
-    def __init__(self, inner: Clip, notes: Recorded) -> None:
-        self._inner, self._notes = inner, notes
-        self._frame, self._step = 0, -1
+    def __init__(self, inner: Clip, notes: Recorded, steps: Sequence[Step]) -> None:
+        self._inner, self._notes, self._steps = inner, notes, iter(steps)
 
     def step(
         self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
     ) -> None:
-        self._step += 1
+        self._at = next(self._steps)
         arrays = (np.array(x) for x in (tokens, masked, predict, cos, sin))
-        self._notes.latest = Pass(self._frame, self._step, *arrays)
+        self._notes.latest = Pass(self._at.frame, self._at.index, *arrays)
         self._inner.step(tokens, masked, predict, cos, sin)
 
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
         self._notes.head = float(guidance), np.array(initial), np.array(draws)
-        self._notes.head_at = self._frame, self._step
+        self._notes.head_at = self._at.frame, self._at.index
         return self._inner.sample(guidance, initial, draws)
 
     def keep(self) -> None:
         assert self._notes.latest is not None
         self._notes.finished.append(self._notes.latest)
-        self._frame, self._step = self._frame + 1, -1
         self._inner.keep()
 
     def z(self) -> np.ndarray:
@@ -150,8 +151,8 @@ def first_deviation(
     a: Subject,
     b: Subject,
     case: Case,
-    knobs: dict[str, object],
-    progress: Callable[[int, int], None] = lambda frame, step: None,
+    sampling: SamplingConfig,
+    progress: Progress = lambda step: None,
 ) -> tuple[Deviation | None, Recorded]:
     """Run one clip with B in lockstep with A until a call leaves its gate; None when none does.
 
@@ -174,7 +175,8 @@ def first_deviation(
 
     lockstep = Recorder(Lockstep(a.backend, {"b": b.backend}, listen), notes)
     try:
-        Pipeline(a.config, lockstep, a.tokenizer)(case.given, case.prompt, noise=case.noise, progress=progress, **knobs)
+        pipe = Pipeline(a.config, lockstep, a.tokenizer)
+        pipe(case.given, case.prompt, sampling=sampling, noise=case.noise, progress=progress)
     except _Found as found:
         return found.deviation, notes
     return None, notes

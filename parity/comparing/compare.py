@@ -18,6 +18,7 @@ from tqdm import tqdm
 from videomar.artifacts import atomic_write
 from videomar.config import SamplingConfig
 from videomar.errors import InputError
+from videomar.options import sampling_options
 from videomar.parity.cases import Case, make_cases
 from videomar.parity.comparing.ladder import Ladder, Shown, climb
 from videomar.parity.comparing.results import Data, as_data
@@ -26,7 +27,6 @@ from videomar.parity.comparing.verdict import judge
 from videomar.parity.environment import environment
 from videomar.parity.reporting.extras import read_extra
 from videomar.parity.subject import Subject, open_subject, require_comparable
-from videomar.runtime.pipeline import Pipeline
 
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed} passed, {remaining} left]"
 
@@ -44,14 +44,7 @@ def run(args: argparse.Namespace) -> int:
         reference, others = sides[0], labelled(sides[1:])
         for side in sides:
             print(f"{side.directory}: {side.why}")
-        height, width = args.size or (None, None)
-        sampling = reference.pipeline().sampling(
-            frames=args.frames,
-            height=height,
-            width=width,
-            mask_steps=args.mask_steps,
-            head_steps=args.head_steps,
-        )
+        sampling = reference.config.sampling.but(**sampling_options(args))
         cases = make_cases(
             reference.config,
             args.image,
@@ -73,16 +66,8 @@ def climb_all(
     """`ladder.climb` under a progress bar; what does not fit is refused before anything runs."""
     steps = 0
     for case in cases:
-        pipe = Pipeline(reference.config, reference.backend, reference.tokenizer)
-        plan = pipe.plan(
-            case.given,
-            case.prompt,
-            (sampling.height, sampling.width),
-            frames=sampling.frames,
-            mask_steps=sampling.mask_steps,
-            head_steps=sampling.head_steps,
-        )
-        steps += plan.steps * (1 + len(others))
+        with reference.pipeline().start(case.given, case.prompt, sampling=sampling) as run:
+            steps += len(run.steps) * (1 + len(others))
     with tqdm(total=steps, unit="step", leave=False, delay=1, disable=None, bar_format=BAR) as bar:
 
         def progress(doing: str) -> None:

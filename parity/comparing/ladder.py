@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -20,10 +19,10 @@ from videomar.parity.lockstep import Call, Lockstep
 from videomar.parity.measures import compare_arrays, decibels, frame_psnr, frame_ssim
 from videomar.parity.subject import Subject
 from videomar.runtime.pipeline import Pipeline, Video
-from videomar.schedule import masked_after_steps
+from videomar.steps import ClipSteps
 from videomar.tolerances import BRANCHED, FORCED
 
-Step = tuple[int, int, np.ndarray, np.ndarray]
+Tokens = tuple[int, int, np.ndarray, np.ndarray]
 Progress = Callable[[str], None]  # told after every mask step what is being done
 
 
@@ -79,8 +78,6 @@ def climb(
     Raises UserError for what a side cannot run. A candidate whose own clip overflows fails there and is no error.
     """
     ladder = Ladder({label: Climb() for label in others})
-    knobs: dict[str, Any] = {"frames": sampling.frames, "mask_steps": sampling.mask_steps}
-    knobs |= {"head_steps": sampling.head_steps, "size": (sampling.height, sampling.width)}
     for case in cases:
         ids = reference.tokenizer(case.prompt)
         for other in others.values():
@@ -100,9 +97,9 @@ def climb(
         truth = Pipeline(reference.config, lockstep, reference.tokenizer)(
             case.given,
             case.prompt,
+            sampling=sampling,
             noise=case.noise,
-            progress=lambda frame, step: progress("in lockstep"),
-            **knobs,
+            progress=lambda step: progress("in lockstep"),
         )
         given = 1 if case.given.ndim == 3 else len(case.given)
         if case.scene is not None:
@@ -114,27 +111,25 @@ def climb(
                 video = own(
                     case.given,
                     case.prompt,
+                    sampling=sampling,
                     noise=case.noise,
-                    progress=lambda frame, step, label=label: progress(f"{label} on its own"),
-                    **knobs,
+                    progress=lambda step, label=label: progress(f"{label} on its own"),
                 )
             except InputError as error:  # the reference took the same input: it is the numbers that overflowed
                 mine.free.failed[case.name] = str(error)
                 continue
             if case.scene is not None:
                 mine.scores.append(score(video.frames, case.scene, given))
-            _compare_clips(mine, case, truth, video, given, sampling)
+            _compare_clips(mine, case, truth, video, ClipSteps.of(reference.config, sampling, given))
     return ladder
 
 
-def _compare_clips(mine: Climb, case: Case, truth: Video, video: Video, given: int, sampling: SamplingConfig) -> None:
+def _compare_clips(mine: Climb, case: Case, truth: Video, video: Video, clip: ClipSteps) -> None:
     """Drift by frame and step, where it branches, and the pixels."""
-    free = mine.free
-    latent = truth.latents.shape[1]
-    stride = (len(truth.frames) - 1) // (latent - 1)
-    known = 1 + (given - 1) // stride
+    free, stride, known = mine.free, clip.config.tokenizer.temporal_stride, clip.shape.given
+    given = 1 + (known - 1) * stride
     wrong = False  # from the first step on, when nothing was fed back that could have grown: that is no branch
-    for frame, step, own, theirs in _by_step(case, truth.latents, video.latents, known, sampling.mask_steps):
+    for frame, step, own, theirs in _by_step(case, truth.latents, video.latents, clip):
         drift, spot = compare_arrays(own, theirs)["relative_l2"], Spot(case.name, frame, step)
         free.drift.add({"relative_l2": drift}, spot)
         if drift is None or drift > BRANCHED:
@@ -164,14 +159,11 @@ def _psnr(a: np.ndarray, b: np.ndarray) -> float:
     return value
 
 
-def _by_step(case: Case, truth: np.ndarray, mine: np.ndarray, known: int, steps: int) -> Iterator[Step]:
+def _by_step(case: Case, truth: np.ndarray, mine: np.ndarray, clip: ClipSteps) -> Iterator[Tokens]:
     """(frame, step, own tokens, the reference's) of every mask step: a token once predicted never changes, so the
     finished latents [channels, t, h, w] and the order hold the whole trajectory."""
-    channels, frames, h, w = truth.shape
-    left = masked_after_steps(h * w, steps)
-    for frame in range(known, frames):
-        order = case.noise.order(frame, h * w)
-        a, b = (x[:, frame].reshape(channels, -1) for x in (mine, truth))
-        for step, (was, still) in enumerate(zip([h * w, *left[:-1]], left, strict=True)):
-            at = order[h * w - was : h * w - still]
-            yield frame, step, a[:, at], b[:, at]
+    for step in clip.steps:
+        if step.predicted:
+            at = case.noise.order(step.frame, clip.shape.tokens)[step.slots]
+            a, b = (x[:, step.frame].reshape(len(x), -1)[:, at] for x in (mine, truth))
+            yield step.frame, step.index, a, b

@@ -16,6 +16,7 @@ from videomar.artifacts import Manifest, up_to_date, write_directory, write_mani
 from videomar.config import SamplingConfig
 from videomar.errors import InputError
 from videomar.graphs import GRAPHS
+from videomar.options import sampling_options
 from videomar.parity.cases import Case, make_cases
 from videomar.parity.comparing.compare import BAR
 from videomar.parity.environment import environment
@@ -34,14 +35,7 @@ def run(args: argparse.Namespace) -> int:
     with open_subject(args.directory, args.threads, args.backend) as side:
         manifest = _recordable(side)
         stride = side.config.tokenizer.temporal_stride
-        height, width = args.size or (None, None)
-        sampling = side.pipeline().sampling(
-            frames=args.frames or 1 + 2 * stride,
-            height=height,
-            width=width,
-            mask_steps=args.mask_steps,
-            head_steps=args.head_steps,
-        )
+        sampling = side.config.sampling.but(frames=1 + 2 * stride).but(**sampling_options(args))
         images, prompts = ([args.image] if args.image else []), ([args.prompt] if args.prompt else [])
         (case,) = make_cases(
             side.config, images, prompts, 1, args.seed, sampling.frames, sampling.height, sampling.width
@@ -96,16 +90,15 @@ def _recordable(side: Subject) -> Manifest:
 
 def _fill(folder: Path, side: Subject, manifest: Manifest, case: Case, sampling: SamplingConfig) -> dict[str, int]:
     """Run the clip and write the files; the graphs and how many calls of each there are."""
-    knobs = {"frames": sampling.frames, "mask_steps": sampling.mask_steps, "head_steps": sampling.head_steps}
-    size = (sampling.height, sampling.width)
-    plan = side.pipeline().plan(case.given, case.prompt, size, **knobs)
-    known = plan.latent_frames - plan.steps // sampling.mask_steps
-    tee = Tee(side.backend, manifest, known, plan.latent_frames)
-    noise = NotedNoise(case.noise, tee.arrays)
-    with tqdm(total=plan.steps, unit="step", leave=False, delay=1, disable=None, bar_format=BAR) as bar:
-        bar.set_description("recording")
-        pipe = Pipeline(side.config, tee, side.tokenizer)
-        pipe(case.given, case.prompt, size=size, noise=noise, progress=lambda frame, step: bar.update(), **knobs)
+    tee = Tee(side.backend, manifest)
+    pipe, noise = Pipeline(side.config, tee, side.tokenizer), NotedNoise(case.noise, tee.arrays)
+    with pipe.start(case.given, case.prompt, sampling=sampling, noise=noise) as run:
+        bar = tqdm(total=len(run.steps), unit="step", leave=False, delay=1, disable=None, bar_format=BAR)
+        with bar:
+            bar.set_description("recording")
+            while not run.finished:
+                run.advance()
+                bar.update()
     write_clip(folder, tee.arrays | {"given": case.given, "ids": side.tokenizer(case.prompt)})
     for graph in GRAPHS:
         if graph in tee.calls:

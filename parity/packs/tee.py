@@ -40,15 +40,13 @@ def portable_run(backend: Backend, manifest: Manifest) -> Run:
 class Tee:
     """`Backend`. arrays: the clip by name (recorded.py); calls: graph -> (inputs, outputs) of the chosen calls."""
 
-    def __init__(self, backend: Backend, manifest: Manifest, known: int, frames: int) -> None:
-        """known, frames: latent frames that are given, and in all."""
+    def __init__(self, backend: Backend, manifest: Manifest) -> None:
         self.name = backend.name
         self.arrays: dict[str, np.ndarray] = {}
         self.calls: dict[str, list[tuple[Arrays, Arrays]]] = {}
         self._backend, self._raw = backend, portable_run(backend, manifest)
         self._specs = contract(manifest.config, manifest.activations, in_place=False)
         self._plain = PlainBackend(portable(manifest), self.run)
-        self.known, self.frames = known, frames
         self.writing = True
         self.diffusion_steps: tuple[int, ...] = ()  # of a chosen mask step, those that are written down
         self._diffused = 0
@@ -129,9 +127,8 @@ class TeeClip:
     def __init__(self, tee: Tee, real: Clip, plain: Clip, plan: ClipPlan) -> None:
         self._tee, self._real, self._plain, self._plan = tee, real, plain, plan
         self._passes = self._samples = 0
-        new = tee.frames - tee.known
-        passes = tee.known + new * len(plan.counts) + new - 1
-        self._chosen = {0, tee.known + len(plan.counts) // 2, passes - 1}
+        first = next(i for i, step in enumerate(plan.steps) if step.predicted)
+        self._chosen = {0, first + len(plan.counts) // 2, len(plan.steps) - 1}
         steps = len(plan.timesteps)
         tee.diffusion_steps = (0, steps // 2, steps - 1)
 

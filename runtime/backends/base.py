@@ -8,10 +8,12 @@ from typing import Protocol
 
 import numpy as np
 
+from videomar.steps import ClipSteps, Step
+
 
 @dataclass(frozen=True)
 class ClipPlan:
-    """Everything about a clip that is known before its first step, so that a backend allocates once."""
+    """What a backend has to know of a clip's steps before the first, so that it allocates once."""
 
     tokens: int  # of one latent frame
     frames: int  # latent frames, given ones included
@@ -21,6 +23,22 @@ class ClipPlan:
     coefficients: np.ndarray  # [head steps, 6] float32
     window: int | None = None  # finished frames that are seen besides the first; None: all
     passes: int = 1  # 2: the branches go through the transformer one after the other, with half the K/V each
+    steps: tuple[Step, ...] = ()  # as they will come; for whoever looks on, a backend does what it is told
+
+    @staticmethod
+    def of(clip: ClipSteps) -> ClipPlan:
+        """The plan of a clip's steps."""
+        return ClipPlan(
+            tokens=clip.shape.tokens,
+            frames=clip.shape.frames,
+            branches=clip.sampling.branches,
+            counts=clip.counts,
+            timesteps=clip.schedule.timesteps,
+            coefficients=clip.schedule.coefficients,
+            window=clip.sampling.kv_window,
+            passes=clip.sampling.passes,
+            steps=clip.steps,
+        )
 
     @property
     def seen(self) -> int:

@@ -24,8 +24,8 @@ from videomar.graphs import DIFFUSION_HEAD, TEXT_KEY_VALUES, TRANSFORMER_STEP, c
 from videomar.model.videomar import PartsOfCheckpoint
 from videomar.runtime.backends.ort import OrtBackend
 from videomar.runtime.sampler import sample_frames
-from videomar.runtime.timing import Timing
 from videomar.schedule import SeededNoise
+from videomar.steps import ClipShape, ClipSteps
 
 
 def load(name: str, path: Path) -> ModuleType:
@@ -92,12 +92,9 @@ def test_a_whole_clip_equals_the_naive_one(model: tuple[dict, OrtBackend, tuple]
     channels, width = backend.config.transformer.token_channels, backend.config.text.width
     latents = rng.standard_normal((channels, clip.given, *clip.grid)).astype(np.float32)
     states = rng.standard_normal((1, clip.text, width)).astype(np.float32)
-    sampling = SamplingConfig(mask_steps=2, head_steps=HEAD_STEPS, guidance_scale=clip.guidance)
-    frames = sample_frames(
-        backend, backend.config, states, latents, clip.frames, sampling, SeededNoise(0), Timing(),
-        kv_window=clip.window,
-    )  # fmt: skip
-    got = np.stack(list(frames), axis=1)
+    sampling = SamplingConfig(mask_steps=2, head_steps=HEAD_STEPS, guidance_scale=clip.guidance, kv_window=clip.window)
+    steps = ClipSteps(backend.config, sampling, ClipShape(clip.frames, clip.given, *clip.grid))
+    got = np.stack(list(sample_frames(backend, steps, states, latents, SeededNoise(0)))[clip.given :], axis=1)
     expected = made.naive.generate(
         weights, latents.astype(float), states[0].astype(float), SeededNoise(0), split, clip.frames, 2, HEAD_STEPS,
         clip.guidance, window=clip.window or 10**9,

@@ -87,7 +87,7 @@ class Case:
         return SamplingConfig(
             frames=1 + (self.frames - 1) * TOKENIZER.temporal_stride, height=stride * self.grid[0],
             width=stride * self.grid[1], mask_steps=self.mask_steps, head_steps=self.head_steps,
-            guidance_scale=self.guidance, temperature=self.temperature, clip=self.clip,
+            guidance_scale=self.guidance, temperature=self.temperature, token_clip=self.clip, kv_window=self.window,
         )  # fmt: skip
 
 
@@ -230,8 +230,8 @@ def test_generation_with_and_without_a_cache_equals_the_naive_one(case: Case) ->
     model, weights = build(case, seed=len(repr(case)))
     pixels, ids = inputs(case, seed=1)
     noise = SeededNoise(5)
-    cached, shown = generate(model, pixels, ids, case.prefix, case.sampling, noise, kv_window=case.window)
-    recomputed, _ = generate(model, pixels, ids, case.prefix, case.sampling, noise, cache=False, kv_window=case.window)
+    cached, shown = generate(model, pixels, ids, case.prefix, case.sampling, noise)
+    recomputed, _ = generate(model, pixels, ids, case.prefix, case.sampling, noise, cache=False)
     with torch.no_grad():
         latents, states = model.video_tokenizer.encode(pixels)[0], model.text_encoder(ids)[0, case.prefix :]
     expected = naive.generate(

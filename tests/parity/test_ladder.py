@@ -171,7 +171,7 @@ def test_drift_is_what_two_separate_runs_of_the_loop_give(fake_side: MakeSide) -
     _, ladder = compared_one(fake_side, one, head=spoil)
     clips = [
         Pipeline(side.config, side.backend, side.tokenizer)(
-            one.given, one.prompt, noise=one.noise, frames=25, mask_steps=STEPS, head_steps=4
+            one.given, one.prompt, noise=one.noise, sampling=sampling()
         ).latents
         for side in (fake_side(), fake_side("candidate", head=spoil))
     ]

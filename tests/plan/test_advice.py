@@ -52,7 +52,7 @@ def test_more_of_anything_never_needs_less_memory(r: Request, backend: str) -> N
     peak = plan_memory(r, backend).peak
     stride = r.config.tokenizer.spatial_stride
     more = [r.but(frames=r.sampling.frames + 8), r.but(height=r.sampling.height + stride)]
-    if r.kv_window:
+    if r.sampling.kv_window:
         more.append(r.but(kv_window=None))
     if r.branches == 1:
         more.append(r.but(guidance_scale=2.0))
@@ -126,7 +126,7 @@ def test_nothing_is_promised_where_nothing_helps() -> None:
 
 def test_a_single_exact_change_is_trimmed_of_all_that_is_not_needed() -> None:
     wanted = small(guidance_passes=2)
-    change = smallest_change(small(), lambda other: other.guidance_passes == wanted.guidance_passes)
+    change = smallest_change(small(), lambda other: other.sampling == wanted.sampling)
     assert change is not None and change.options == ("--guidance-passes 2",)
 
 
@@ -149,8 +149,8 @@ def test_the_released_model_fits_where_it_should() -> None:
     ("changes", "says"),
     [
         ({"frames": 10}, "frames is 10, expected 1 + 8k, such as 9"),
-        ({"given": 4}, "given is 4, expected 1 + 8k"),
-        ({"given": 25}, "frames is 25, expected more than the 25 given, such as 33"),
+        ({"given": 4}, "conditioning frames is 4, expected 1 + 8k"),
+        ({"given": 25}, "frames is 25, expected more than the 25 conditioning frames, such as 33"),
         ({"height": 100}, "height is 100, expected a multiple of 16, such as 96"),
         ({"width": 17}, "width is 17, expected a multiple of 16, such as 16"),
         ({"width": 16 * 4097}, "rotary positions, expected at most 4096; change --width to 65536 or less"),

@@ -39,7 +39,7 @@ def machine(available: int, here: int = 0, **files: str) -> Machine:
 def require(config: ModelConfig, system: System, lean: bool = True, **changes: Any) -> None:
     manifest = Manifest("onnx", "fp32", "portable", 18, config)
     sampling = dataclasses.replace(config.sampling, **changes)
-    MemoryCheck(manifest, lean, system).require(sampling, 1, 4, None, 1, False)
+    MemoryCheck(manifest, lean, system).require(sampling.but(guidance_passes=1), 1, 4, False)
 
 
 def need(config: ModelConfig, **changes: Any) -> int:
@@ -58,15 +58,15 @@ def test_two_passes_are_taken_where_only_they_fit_and_never_against_what_was_ask
     large = dataclasses.replace(DEMO.sampling, height=256, width=256)
     config = dataclasses.replace(DEMO, transformer=VIDEOMAR_1_4B.transformer, sampling=large)
     request = Request(config, config.sampling, "fp32", text=4)
-    one, two = (plan_memory(dataclasses.replace(request, guidance_passes=passes), "ort-cpu").peak for passes in (1, 2))
+    one, two = (plan_memory(request.but(guidance_passes=passes), "ort-cpu").peak for passes in (1, 2))
     assert two < one
     between = MemoryCheck(Manifest("onnx", "fp32", "portable", 18, config), True, machine((one + two) // 2))
     plenty = dataclasses.replace(between, system=machine(2 * one))
-    assert between.require(config.sampling, 1, 4, None, None, False) == 2
-    assert plenty.require(config.sampling, 1, 4, None, None, False) == 1
-    assert plenty.require(config.sampling, 1, 4, None, 2, False) == 2
+    assert between.require(large, 1, 4, False) == large.but(guidance_passes=2)
+    assert plenty.require(large, 1, 4, False) == large
+    assert plenty.require(large.but(guidance_passes=2), 1, 4, False) == large.but(guidance_passes=2)
     with pytest.raises(DeviceError, match="--guidance-passes 2"):
-        between.require(config.sampling, 1, 4, None, 1, False)
+        between.require(large.but(guidance_passes=1), 1, 4, False)
 
 
 def test_what_the_process_holds_already_is_part_of_what_it_needs() -> None:
@@ -130,7 +130,7 @@ def test_a_pipeline_refuses_before_anything_runs_and_can_be_told_not_to(tiny_con
     picture = np.zeros((64, 64, 3), np.uint8)
     refusing = Pipeline(tiny_config, Nothing(), Words(), memory=check)  # type: ignore[arg-type]
     with pytest.raises(DeviceError, match="this clip needs"):
-        next(refusing.latent_frames(picture, "a red circle falls"))
+        refusing.start(picture, "a red circle falls")
     trusting = Pipeline(tiny_config, Nothing(), Words())  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="encode_text was called"):
-        next(trusting.latent_frames(picture, "a red circle falls"))
+        trusting.start(picture, "a red circle falls").advance()

@@ -17,9 +17,9 @@ from videomar.config import SamplingConfig
 from videomar.errors import ConfigError, InputError, UserError
 from videomar.model.generate import generate
 from videomar.model.videomar import VideoMAR
-from videomar.runtime.pipeline import Pipeline, Plan
-from videomar.runtime.timing import Timing
+from videomar.runtime.pipeline import Pipeline
 from videomar.schedule import SeededNoise
+from videomar.steps import Step
 
 PROMPT = "a red circle moves right"
 EXACT = ("tiny_artifacts", "tiny_native", "tiny_fixed")
@@ -65,8 +65,11 @@ class Clip:
 
     @property
     def knobs(self) -> dict[str, Any]:
-        knobs = {"frames": self.frames, "size": self.size, "mask_steps": self.mask_steps}
-        return knobs | {
+        return {
+            "frames": self.frames,
+            "height": self.size[0],
+            "width": self.size[1],
+            "mask_steps": self.mask_steps,
             "head_steps": self.head_steps,
             "guidance_scale": self.guidance,
             "temperature": self.temperature,
@@ -99,7 +102,7 @@ def reference(model: VideoMAR, pipe: Pipeline, clip: Clip, seed: int, cache: boo
         head_steps=clip.head_steps,
         guidance_scale=clip.guidance,
         temperature=clip.temperature,
-        clip=model.config.sampling.clip,
+        token_clip=model.config.sampling.token_clip,
         max_beta=model.config.sampling.max_beta,
     )
     system = model.config.text.system_prompt
@@ -223,8 +226,9 @@ def test_a_stream_yields_frames_as_soon_as_their_latent_frame_is_finished(
     finished: list[tuple[int, int]] = []
     arrived: list[int] = []  # mask steps done when each frame came
 
-    def progress(frame: int, step: int) -> None:
-        finished.append((frame, step))
+    def progress(step: Step) -> None:
+        if step.predicted:
+            finished.append((step.frame, step.index))
 
     for _ in portable.stream(picture(frames=given), PROMPT, frames=frames, progress=progress):
         arrived.append(len(finished))
@@ -302,7 +306,7 @@ def test_leaving_a_loop_over_a_stream_frees_the_clip(watched: tuple[Pipeline, Wa
 def test_a_failing_caller_frees_the_clip(watched: tuple[Pipeline, Watched]) -> None:
     pipe, backend = watched
 
-    def stop(frame: int, step: int) -> None:
+    def stop(step: Step) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -330,50 +334,84 @@ def test_numbers_that_overflow_are_a_line_and_no_video(watched: tuple[Pipeline, 
 
 
 def test_latent_frames_come_one_by_one_given_ones_first(portable: Pipeline) -> None:
-    frames = list(portable.latent_frames(picture(frames=9), PROMPT, frames=25))
-    assert [f.index for f in frames] == [0, 1, 2, 3]
-    assert all(f.values.shape == (16, 2, 3) and f.values.dtype == np.float32 for f in frames)
-    whole = portable(picture(frames=9), PROMPT, frames=25).latents
-    np.testing.assert_array_equal(np.stack([f.values for f in frames], axis=1), whole)
+    with portable.start(picture(frames=9), PROMPT, frames=25) as run:
+        counts = [len(run.latents) for _ in run]
+        assert counts == [1, 2, 3, 4]
+        assert all(f.shape == (16, 2, 3) and f.dtype == np.float32 for f in run.latents)
+        whole = portable(picture(frames=9), PROMPT, frames=25).latents
+        np.testing.assert_array_equal(np.stack(run.latents, axis=1), whole)
 
 
 def test_timing_covers_every_stage_and_counts_its_calls(portable: Pipeline) -> None:
-    timing = Timing()
-    video = portable(picture(), PROMPT, timing=timing)
-    assert video.timing is timing and portable(picture(), PROMPT, timing=None).timing is not timing
+    timing = portable(picture(), PROMPT).timing
     # Two frames of three steps, one prefilled and one stored in between.
     expected = {"transformer": 2 * 3 + 2, "head": 2 * 3, "encoder": 1, "decoder": 3}
     assert {k: timing.calls[k] for k in expected} == expected
     assert 0 < sum(timing.seconds.values()) <= timing.total
     assert timing.first_frame is not None and timing.first_frame <= timing.total
     for given, latent in ((1, 4), (17, 4)):
-        stream = Timing()
-        list(portable.stream(picture(frames=given), PROMPT, frames=25, timing=stream))
+        with portable.start(picture(frames=given), PROMPT, frames=25) as run:
+            list(run)
+        stream = run.timing
         assert stream.calls["decoder"] == latent  # each latent frame once
         assert stream.first_frame is not None and stream.first_frame < stream.total
 
 
 def test_the_first_generated_frame_comes_before_the_second_latent_frame_is_begun(portable: Pipeline) -> None:
-    timing, steps = Timing(), []
-    stream = portable.stream(
-        picture(), PROMPT, frames=25, timing=timing, progress=lambda frame, step: steps.append(frame)
-    )
-    next(stream)
-    assert timing.first_frame is None and steps == []  # the given frame is there at once
-    next(stream)
-    assert timing.first_frame is not None and set(steps) == {1}
-    stream.close()  # type: ignore[attr-defined]
+    with portable.start(picture(), PROMPT, frames=25) as run:
+        next(iter(run))
+        assert run.timing.first_frame is None and run.done == 1  # the given frame is there after one pass
+        next(iter(run))
+        assert run.timing.first_frame is not None and {step.frame for step in run.steps[: run.done]} == {0, 1}
 
 
-def test_a_plan_says_what_will_be_done(portable: Pipeline) -> None:
-    assert portable.plan(picture(), PROMPT) == Plan(17, 16, 3, 6, 16, 24)
-    plan = portable.plan(picture(frames=9), PROMPT, size=(8, 32), frames=33, mask_steps=2)
-    assert plan == Plan(frames=33, generated=24, latent_frames=5, steps=6, height=8, width=32)
-    steps: list[int] = []
-    portable(
-        picture(frames=9), PROMPT, size=(8, 32), frames=33, mask_steps=2, progress=lambda _, step: steps.append(step)
-    )
-    assert len(steps) == plan.steps
+def test_a_clip_says_what_will_be_done_before_anything_is(watched: tuple[Pipeline, Watched]) -> None:
+    pipe, backend = watched
+    run = pipe.start(picture(frames=9), PROMPT, height=8, width=32, frames=33, mask_steps=2)
+    assert (run.done, run.given, run.finished) == (0, 9, False)
+    assert [(s.frame, s.index, s.predicted) for s in run.left] == [
+        (0, 0, 0), (1, 0, 0), (2, 0, 2), (2, 1, 2), (2, 2, 0), (3, 0, 2), (3, 1, 2), (3, 2, 0), (4, 0, 2), (4, 1, 2),
+    ]  # fmt: skip
+    assert not backend.encoded and not backend.begun
+    told: list[Step] = []
+    pipe(picture(frames=9), PROMPT, height=8, width=32, frames=33, mask_steps=2, progress=told.append)
+    assert tuple(told) == run.steps
+
+
+def test_clips_that_take_turns_are_what_each_is_alone(pipe: Pipeline) -> None:
+    asked = [Clip(), Clip(frames=25, given=9, guidance=1.0), Clip(size=(8, 32), frames=9, mask_steps=4)]
+    alone = [pipe(clip.image, PROMPT, seed=i, **clip.knobs).frames for i, clip in enumerate(asked)]
+    runs = [pipe.start(clip.image, PROMPT, seed=i, **clip.knobs) for i, clip in enumerate(asked)]
+    made: list[list[np.ndarray]] = [[] for _ in runs]
+    while any(not run.finished for run in runs):
+        for run, frames in zip(runs, made, strict=True):
+            if not run.finished and (new := run.advance()) is not None:
+                frames.append(new)
+    for run, frames, expected in zip(runs, made, alone, strict=True):
+        run.close()
+        np.testing.assert_array_equal(np.concatenate(frames), expected)
+
+
+def test_a_clip_that_is_closed_in_the_middle_leaves_the_others_alone(pipe: Pipeline) -> None:
+    first, second = (pipe.start(picture(), PROMPT, seed=seed) for seed in (1, 2))
+    for _ in range(3):
+        first.advance(), second.advance()
+    first.close()
+    first.close()
+    with pytest.raises(InputError, match="this clip is closed"):
+        first.advance()
+    rest = np.concatenate([np.concatenate(list(second))])
+    np.testing.assert_array_equal(rest, pipe(picture(), PROMPT, seed=2).frames[1:])
+    with pytest.raises(InputError, match="this clip is finished"):
+        second.advance()
+
+
+def test_a_closed_pipeline_says_so(tiny_artifacts: Path) -> None:
+    with Pipeline.open(tiny_artifacts, threads=1, backend="ort-cpu") as pipe:
+        pass
+    pipe.close()
+    with pytest.raises(InputError, match="this pipeline is closed"):
+        pipe(picture(), PROMPT)
 
 
 def test_a_picture_file_of_any_size_is_cropped_and_scaled(portable: Pipeline, tmp_path: Path) -> None:
@@ -403,9 +441,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"image": picture(frames=17)}, r"frames is 17, expected more than the 17 conditioning frames, such as 25"),
     ({"image": picture(frames=4)}, r"conditioning frames is 4, expected 1 \+ 8k, such as 1"),
     ({"image": picture(frames=25)}, r"frames is 17, expected more than the 25 conditioning frames"),
-    ({"size": (20, 24)}, r"height is 20, expected a multiple of 8, such as (16|24); change --height"),
-    ({"size": (16, 3)}, r"width is 3, expected a multiple of 8, such as 8; change --width"),
-    ({"size": (0, 24)}, r"height is 0, expected a whole number of at least 1"),
+    ({"height": 20}, r"height is 20, expected a multiple of 8, such as (16|24); change --height"),
+    ({"width": 3}, r"width is 3, expected a multiple of 8, such as 8; change --width"),
+    ({"height": 0}, r"height is 0, expected a whole number of at least 1"),
     ({"mask_steps": 0}, r"mask steps is 0, expected a whole number of at least 1"),
     ({"mask_steps": 7}, r"mask steps is 7, expected 1 to 6 \(the tokens of one frame at this size\); lower"),
     ({"mask_steps": True}, r"mask steps is True, expected a whole number"),
@@ -414,7 +452,17 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"guidance_scale": -0.5}, r"guidance scale is -0.5, expected 0 or more"),
     ({"guidance_scale": float("nan")}, r"guidance scale is nan, expected 0 or more"),
     ({"temperature": -1.0}, r"temperature is -1.0, expected 0 or more"),
-    ({"seed": -1}, r"seed is -1, expected 0 to 2\^63 - 1"),
+    ({"frame": 17}, r"there is no option 'frame', did you mean frames\? there are: frames, height, width, mask_steps"),
+    ({"frames": None}, r"frames is None, expected a whole number"),
+    ({"frames": np.zeros((2, 3))}, r"frames is a ndarray, expected a whole number"),
+    ({"guidance_scale": "3"}, r"guidance scale is '3', expected 0 or more"),
+    ({"guidance_ramp": 1}, r"guidance ramp is 1, expected True or False"),
+    ({"guidance_passes": 3}, r"guidance passes is 3, expected 1 or 2; change --guidance-passes"),
+    ({"kv_window": 0}, r"K/V window is 0, expected at least 1 latent frame; change --kv-window"),
+    ({"token_clip": 0.0}, r"token clip is 0.0, expected a positive bound, or None for none"),
+    ({"prompt": None}, r"the prompt is a NoneType, expected a sentence"),
+    ({"seed": None}, r"seed is None, expected a whole number"),
+    ({"seed": -1}, r"seed is -1, expected a whole number, 0 to 2\^63 - 1"),
     ({"image": picture().astype(np.float32)}, r"float32 \[16, 24, 3\], expected uint8 \[height, width, 3\]"),
     ({"image": picture()[..., 0]}, r"uint8 \[16, 24\], expected uint8 \[height, width, 3\]"),
     ({"image": picture()[..., :2]}, r"uint8 \[16, 24, 2\], expected uint8"),
@@ -429,7 +477,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize("way", ["call", "stream", "plan"])
+@pytest.mark.parametrize("way", ["call", "stream", "start"])
 @pytest.mark.parametrize(
     ("mistake", "match"), MISTAKES, ids=[f"{next(iter(m))}{i}" for i, (m, _) in enumerate(MISTAKES)]
 )
@@ -439,15 +487,13 @@ def test_a_mistake_is_one_line_that_names_it_before_anything_runs(
     pipe, backend = watched
     arguments = {"image": picture(), "prompt": PROMPT} | mistake
     image, prompt = arguments.pop("image"), arguments.pop("prompt")
-    if way == "plan" and "seed" in arguments:
-        return  # a plan has no seed
     with pytest.raises((InputError, ConfigError), match=match) as caught:
         if way == "call":
             pipe(image, prompt, **arguments)
         elif way == "stream":
             next(pipe.stream(image, prompt, **arguments))
         else:
-            pipe.plan(image, prompt, **arguments)
+            pipe.start(image, prompt, **arguments)
     assert isinstance(caught.value, UserError) and "\n" not in str(caught.value)
     assert not backend.encoded and not backend.begun
 

@@ -19,6 +19,7 @@ from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.sampler import sample_frames
 from videomar.runtime.timing import Timing
 from videomar.schedule import half_tables
+from videomar.steps import ClipShape, ClipSteps, Step
 
 CHANNELS = 3
 
@@ -136,8 +137,11 @@ class Clip:
             head_steps=self.head_steps,
             guidance_scale=self.scale,
             temperature=self.temperature,
-            clip=self.bound,
+            token_clip=self.bound,
         )
+
+    def steps(self, config: ModelConfig, **options: Any) -> ClipSteps:
+        return ClipSteps(config, self.sampling.but(**options), ClipShape(self.given + self.new, self.given, *self.grid))
 
 
 @dataclass
@@ -177,20 +181,18 @@ def config(tiny_config: ModelConfig) -> ModelConfig:
 
 
 def start(
-    config: ModelConfig, clip: Clip, fake: FakeClip, noise: FakeNoise, progress: Any = lambda frame, step: None
+    config: ModelConfig, clip: Clip, fake: FakeClip, noise: FakeNoise, progress: Any = lambda step: None
 ) -> tuple[Iterator[np.ndarray], FakeBackend]:
     backend = FakeBackend(fake)
-    total = clip.given + clip.new
-    frames = sample_frames(
-        backend, config, np.zeros((1, 2, 16)), clip.latents, total, clip.sampling, noise, Timing(), progress
-    )  # type: ignore[arg-type]
+    frames = sample_frames(backend, clip.steps(config), np.zeros((1, 2, 16)), clip.latents, noise, Timing(), progress)  # type: ignore[arg-type]
     return frames, backend
 
 
 def run(config: ModelConfig, clip: Clip) -> Run:
     fake, noise, progress = FakeClip(), FakeNoise(), []
-    frames, backend = start(config, clip, fake, noise, lambda f, s: progress.append((f, s)))
-    done = list(frames)
+    frames, backend = start(config, clip, fake, noise, lambda s: s.predicted and progress.append((s.frame, s.index)))
+    given, done = [next(frames) for _ in range(clip.given)], list(frames)
+    assert np.array_equal(np.stack(given, axis=1), clip.latents)
     assert backend.plan is not None
     return Run(clip, backend.plan, fake, noise, done, progress)
 
@@ -416,7 +418,7 @@ def test_the_clip_is_closed_when_the_backend_fails(config: ModelConfig, at: str)
 
 
 def test_the_clip_is_closed_when_the_callers_noise_or_progress_fails(config: ModelConfig) -> None:
-    def stop(frame: int, step: int) -> None:
+    def stop(step: Step) -> None:
         raise KeyboardInterrupt
 
     fake = FakeClip()
@@ -434,8 +436,6 @@ def test_nothing_is_allocated_before_the_first_frame_is_asked_for(config: ModelC
 
 def test_guidance_without_a_ramp_is_the_same_in_every_step(config: ModelConfig) -> None:
     clip, fake = Clip(scale=4.0), FakeClip()
-    total = clip.given + clip.new
-    states = np.zeros((1, 2, 16))
-    asked = (config, states, clip.latents, total, clip.sampling, FakeNoise(), Timing())
-    list(sample_frames(FakeBackend(fake), *asked, guidance_ramp=False))  # type: ignore[arg-type]
+    asked = (clip.steps(config, guidance_ramp=False), np.zeros((1, 2, 16)), clip.latents, FakeNoise())
+    list(sample_frames(FakeBackend(fake), *asked))  # type: ignore[arg-type]
     assert {float(call.guidance) for call in fake.calls if call.kind == "sample"} == {4.0}

@@ -28,8 +28,8 @@ from videomar.runtime.backends import cuda
 from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.ort import OrtBackend
 from videomar.runtime.sampler import sample_frames
-from videomar.runtime.timing import Timing
 from videomar.schedule import DiffusionSchedule, SeededNoise
+from videomar.steps import ClipShape, ClipSteps
 
 MakeRig = Callable[..., Any]
 IDS = np.array([[5, 6, 7, 8, 9, 10]], np.int64)  # four of them the system prompt's
@@ -49,15 +49,19 @@ def clip_of(
 ) -> Any:  # fmt: skip
     """Latent frames of a whole clip, text encoder to decoder: ([new frames, channels, h, w], pixels)."""
     sampling = SamplingConfig(
-        height=16, width=24, guidance_scale=guidance, **{"mask_steps": 3, "head_steps": 4, **knobs}
+        height=16,
+        width=24,
+        guidance_scale=guidance,
+        kv_window=window,
+        guidance_passes=passes,
+        **{"mask_steps": 3, "head_steps": 4, **knobs},
     )
     pixels = np.sin(np.arange(3 * (8 * given - 7) * 16 * 24)).astype(np.float32).reshape(1, 3, -1, 16, 24)
     states = backend.encode_text(IDS)
     latents = backend.encode(pixels)[0]
-    given_to = (backend, config, states, latents, frames, sampling, SeededNoise(3), Timing())
-    made = list(sample_frames(*given_to, kv_window=window, guidance_passes=passes))
-    whole = np.concatenate([latents, np.stack(made, axis=1)], axis=1)
-    return np.stack(made), backend.decode(whole[None])
+    clip = ClipSteps(config, sampling, ClipShape(frames, latents.shape[1], *latents.shape[2:]))
+    made = np.stack(list(sample_frames(backend, clip, states, latents, SeededNoise(3))))
+    return made[latents.shape[1] :], backend.decode(np.moveaxis(made, 0, 1)[None])
 
 
 def steps_of(backend: Any) -> Any:

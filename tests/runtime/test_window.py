@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.ort import OrtBackend
 from videomar.runtime.backends.ort_memory import DeviceMemory, HostMemory
 from videomar.runtime.sampler import sample_frames
-from videomar.runtime.timing import Timing
 from videomar.schedule import SeededNoise
+from videomar.steps import ClipSteps
 
 IDS = np.arange(1, 9)[None]  # the tiny model's system prompt and four words
 FRAMES = 6  # latent ones
@@ -52,21 +51,20 @@ def start(tiny_model: VideoMAR) -> np.ndarray:
 
 
 def sample(backend: OrtBackend, start: np.ndarray, guidance: float, window: int | None, passes: int) -> np.ndarray:
-    sampling = dataclasses.replace(backend.config.sampling, guidance_scale=guidance)
-    frames = sample_frames(
-        backend, backend.config, backend.encode_text(IDS), backend.encode(start)[0], FRAMES, sampling, SeededNoise(1),
-        Timing(), kv_window=window, guidance_passes=passes,
-    )  # fmt: skip
-    return np.stack(list(frames), axis=1)
+    stride, asked = backend.config.tokenizer.temporal_stride, backend.config.sampling
+    sampling = asked.but(
+        frames=1 + stride * (FRAMES - 1), guidance_scale=guidance, kv_window=window, guidance_passes=passes
+    )
+    clip = ClipSteps.of(backend.config, sampling, given=1)
+    frames = sample_frames(backend, clip, backend.encode_text(IDS), backend.encode(start)[0], SeededNoise(1))
+    return np.stack(list(frames)[1:], axis=1)
 
 
 def expected(model: VideoMAR, start: np.ndarray, guidance: float, window: int | None) -> np.ndarray:
     stride = model.config.tokenizer.temporal_stride
-    sampling = dataclasses.replace(model.config.sampling, guidance_scale=guidance, frames=1 + stride * (FRAMES - 1))
+    sampling = model.config.sampling.but(guidance_scale=guidance, frames=1 + stride * (FRAMES - 1), kv_window=window)
     prefix = len(model.config.text.system_prompt.split())
-    latents, _ = generate(
-        model, torch.from_numpy(start), torch.from_numpy(IDS), prefix, sampling, SeededNoise(1), kv_window=window
-    )
+    latents, _ = generate(model, torch.from_numpy(start), torch.from_numpy(IDS), prefix, sampling, SeededNoise(1))
     return latents[0, :, 1:].numpy()
 
 

@@ -41,7 +41,7 @@ def continuations(
         rng = np.random.default_rng([seed, i])
         scene = sample_scene(rng, MOTIONS[i % len(MOTIONS)], frames, size)
         truth = render(scene, frames, size)
-        video = pipe(truth[:given], scene.prompt, frames=frames, size=(size, size), seed=seed + i, **knobs)
+        video = pipe(truth[:given], scene.prompt, frames=frames, height=size, width=size, seed=seed + i, **knobs)
         scores.append(score(video.frames, scene, given))
         progress(i + 1)
     return scores

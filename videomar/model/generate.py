@@ -16,14 +16,8 @@ from videomar.config import SamplingConfig
 from videomar.model.head import ancestral_step
 from videomar.model.transformer import KeyValue
 from videomar.model.videomar import VideoMAR
-from videomar.schedule import (
-    DiffusionSchedule,
-    Noise,
-    guidance_at,
-    masked_after_steps,
-    rope_tables,
-    temperature_at,
-)
+from videomar.schedule import DiffusionSchedule, Noise, rope_tables
+from videomar.steps import ClipSteps, Step
 
 
 @torch.inference_mode()
@@ -35,21 +29,19 @@ def generate(
     sampling: SamplingConfig,
     noise: Noise,
     cache: bool = True,
-    kv_window: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[Step], None] = lambda step: None,
 ) -> tuple[Tensor, Tensor]:
     """Continue a clip; model.md, "The sampling loop".
 
     pixels: [1, 3, 1 + 8k, height, width] float32 in [-1, 1], the conditioning frames.
     ids: [1, length] int64, system prompt (its first `prefix` positions) and prompt.
-    kv_window: finished frames that each frame sees besides the first; all if None.
     Returns (latents [1, channels, t, h, w] scaled, pixels [1, 3, frames, height, width] in [-1, 1]).
     """
     c, t = model.config, model.config.transformer
     latents = model.video_tokenizer.encode(pixels)
-    given, (h, w) = latents.shape[2], latents.shape[3:]
-    frames = 1 + (sampling.frames - 1) // c.tokenizer.temporal_stride
-    tokens = h * w
+    clip, kv_window = ClipSteps.of(c, sampling, pixels.shape[2]), sampling.kv_window
+    given, tokens = clip.shape.given, clip.shape.tokens
+    h, w = clip.shape.rows, clip.shape.columns
     done = [latents[0, :, f].flatten(1).T for f in range(given)]  # each [S, C]
 
     context = model.transformer.text_context(model.text_encoder(ids)[:, prefix:])
@@ -85,36 +77,32 @@ def generate(
         return z[:, -tokens:], []
 
     past: list[KeyValue] | None = None
-    if cache:
-        for f in range(given):
-            _, past = run(f, done[f], torch.zeros(tokens, dtype=torch.bool), past)
-
-    schedule = DiffusionSchedule.respaced(c.head.train_steps, sampling.head_steps, sampling.max_beta)
-    left = masked_after_steps(tokens, sampling.mask_steps)
-    for f in range(given, frames):
-        order = torch.from_numpy(noise.order(f, tokens).copy())
-        x, masked = torch.zeros(tokens, t.token_channels), torch.ones(tokens, dtype=torch.bool)
-        for s, still in enumerate(left):
-            known = int((~masked).sum())
-            predict = order[known : tokens - still]
+    order = x = masked = torch.zeros(0)
+    for step in clip.steps:
+        f = step.frame
+        if step.index == 0 and f >= given:
+            x, masked = torch.zeros(tokens, t.token_channels), torch.ones(tokens, dtype=torch.bool)
+            order = torch.from_numpy(noise.order(f, tokens).copy())
+        if step.predicted:
             z, _ = run(f, x, masked, past)
+            predict = order[step.slots]
             drawn = sample_tokens(
                 model,
                 z[:, predict],
-                guidance_at(sampling.guidance_scale, still, tokens),
-                temperature_at(f - given, sampling.temperature),
-                schedule,
-                noise.initial(f, s, (len(predict), t.token_channels)),
-                noise.steps(f, s, (sampling.head_steps, len(predict), t.token_channels)),
+                step.guidance,
+                step.temperature,
+                clip.schedule,
+                noise.initial(f, step.index, (step.predicted, t.token_channels)),
+                noise.steps(f, step.index, (sampling.head_steps, step.predicted, t.token_channels)),
             )
-            if f > given and sampling.clip is not None:
-                drawn = drawn.clamp(-sampling.clip, sampling.clip)
+            if step.token_clip is not None:
+                drawn = drawn.clamp(-step.token_clip, step.token_clip)
             x[predict], masked[predict] = drawn, False
-            if progress is not None:
-                progress(f, s)
-        done.append(x)
-        if cache and f + 1 < frames:
-            _, past = run(f, x, masked, past)
+            if step.finishes:
+                done.append(x)
+        elif cache:  # the pass is there for its K/V
+            _, past = run(f, done[f], torch.zeros(tokens, dtype=torch.bool), past)
+        progress(step)
 
     latents = torch.stack([d.T.unflatten(1, (h, w)) for d in done], dim=1)[None]
     return latents, model.video_tokenizer.decode(latents).clamp(-1, 1)

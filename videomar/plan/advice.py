@@ -55,14 +55,15 @@ def _rungs(request: Request) -> Iterator[Rung]:
     s, c = request.sampling, request.config.tokenizer
     if not request.text_embeddings:
         yield (Size("--text-embeddings FILE.npz", {"text_embeddings": True}),)
-    if request.branches == 2 and request.guidance_passes == 1:
+    if request.branches == 2 and request.sampling.passes == 1:
         yield (Size("--guidance-passes 2", {"guidance_passes": 2}),)
     if request.precision == "fp32":
         yield (Size("`videomar export --precision fp16`", {"precision": "fp16"}, "FP16's rounding"),)
     if request.precision != "int8":
         yield (Size("`videomar calibrate` (INT8 linears)", {"precision": "int8"}, "INT8's rounding"),)
-    longest = request.seen - 1 if request.kv_window is None else request.kv_window
-    windows = [w for w in range(longest - 1 if request.kv_window else longest, 0, -1) if w < request.frames - 2]
+    window = request.sampling.kv_window
+    longest = request.seen - 1 if window is None else window
+    windows = [w for w in range(longest - 1 if window else longest, 0, -1) if w < request.frames - 2]
     if windows:
         yield tuple(Size(f"--kv-window {w}", {"kv_window": w}, "frames further back are not seen") for w in windows)
     least = request.given + c.temporal_stride

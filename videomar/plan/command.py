@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from videomar.artifacts import MANIFEST, atomic_write, read_manifest
 from videomar.config import PRESETS, ModelConfig
 from videomar.errors import ArtifactError, ConfigError, InputError
+from videomar.options import sampling_options
 from videomar.plan.devices import LOCAL, Device, device
 from videomar.plan.report import as_data, as_svg, as_text, make_report
 from videomar.plan.request import Request
@@ -44,15 +44,12 @@ def read_model(source: str) -> tuple[ModelConfig, dict[str, Any]]:
 def read_request(args: argparse.Namespace) -> Request:
     """What the options ask for; what they leave open is the model's default, and FP16 portable graphs."""
     config, known = read_model(args.source)
-    knobs = ("frames", "height", "width", "mask_steps", "head_steps", "guidance_scale")
-    changes = {k: getattr(args, k) for k in knobs if getattr(args, k) is not None}
+    options = sampling_options(args)
     fields = known | {k: getattr(args, k) for k in ("precision", "emitter", "cache_tokens") if getattr(args, k)}
     return Request(
         config,
-        dataclasses.replace(config.sampling, **changes),
+        config.sampling.but(**options),
         given=args.given,
-        kv_window=args.kv_window,
-        guidance_passes=args.guidance_passes,
         text_embeddings=args.text_embeddings is not None,
         **fields,
     )

@@ -78,8 +78,8 @@ def as_text(report: Report) -> str:
 
 def _head(report: Report) -> list[str]:
     r, s = report.request, report.request.sampling
-    form = f"{r.precision}, {r.emitter}" + (f", K/V window {r.kv_window}" if r.kv_window else "")
-    extras = [", guidance in two passes"] * (r.branches == 2 and r.guidance_passes == 2)
+    form = f"{r.precision}, {r.emitter}" + (f", K/V window {s.kv_window}" if s.kv_window else "")
+    extras = [", guidance in two passes"] * (s.passes == 2)
     extras += [", text embeddings given"] * r.text_embeddings
     return [
         f"{r.config.name} on {report.device.title} ({report.device.backend})",

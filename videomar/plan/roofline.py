@@ -69,7 +69,6 @@ def plan_times(request: Request, device: Device) -> Times:
         return tape_seconds(made[name], device, launch=device.launch) if name in made else 0.0
 
     passes = request.branches // request.branches_at_once
-    predicted = request.tokens / sampling.mask_steps
 
     def step(past: int, rows: int) -> float:
         sizes = Pass(request.branches_at_once, request.tokens, past * request.tokens, request.text_tokens, rows)
@@ -83,24 +82,31 @@ def plan_times(request: Request, device: Device) -> Times:
         each = head_step(c.head, c.transformer, both, rows, Tape(width.mode, fused))
         return before + sampling.head_steps * tape_seconds(each, device)
 
-    rows = max(1, round(predicted))
-    heads = sampling.mask_steps * loop(rows)
-    of_past = {past: step(past, rows) for past in {min(f, request.seen) for f in range(request.frames)}}
-    frames = [sampling.mask_steps * of_past[min(f, request.seen)] + heads for f in range(request.known, request.frames)]
-    stored = sum(of_past[min(f, request.seen)] for f in range(request.frames - 1))
+    # Shapes never change inside a clip on an engine: every step takes as many rows as the largest. The transformer's
+    # time hardly depends on them, so one pass stands for all that see as many finished frames.
+    rows = max(request.counts) if fused else max(1, round(request.tokens / sampling.mask_steps))
+    head = {n: loop(rows if fused else n) for n in set(request.counts)}
+    clip, seen = request.clip, request.seen
+    of_past = {past: step(past, rows) for past in range(seen + 1)}
+    transformer, heads = dict.fromkeys(range(request.frames), 0.0), dict.fromkeys(range(request.frames), 0.0)
+    for each in clip.steps:
+        transformer[each.frame] += of_past[min(each.frame, seen)]
+        heads[each.frame] += head[each.predicted] if each.predicted else 0.0
+    first, last = clip.shape.given, request.frames - 1
     decoding = one(graphs.TOKENIZER_DECODER)
     text, encoding = one(graphs.TEXT_ENCODER) + one(graphs.TEXT_KEY_VALUES), one(graphs.TOKENIZER_ENCODER)
-    prefill = sum(of_past[min(f, request.seen)] for f in range(request.known))
+    prefill = sum(transformer[f] for f in range(first))
+    masking = sampling.mask_steps * of_past[min(first, seen)]
     return Times(
         text=text,
         encoder=encoding,
-        transformer=sum(frames) - len(frames) * heads + stored,
-        heads=len(frames) * heads,
+        transformer=sum(transformer.values()),
+        heads=sum(heads.values()),
         decoder=decoding * request.frames,
-        step=of_past[request.seen],
-        head=heads / sampling.mask_steps,
-        frame=frames[-1],
-        first=text + encoding + prefill + frames[0] + decoding * (request.known + 1),
+        step=of_past[seen],
+        head=heads[last] / sampling.mask_steps,
+        frame=transformer[last] + heads[last],
+        first=text + encoding + prefill + masking + heads[first] + decoding * (first + 1),
     )
 
 

@@ -1,0 +1,162 @@
+"""What a clip does, as data, before any of it is done: its sizes, and every step with its numbers.
+
+Read by whoever runs, times, shows or compares a clip. Knows nothing of devices, noise values or pixels: a position is a
+place in a frame's random order, which the noise draws when the frame begins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from videomar.config import ModelConfig, SamplingConfig
+from videomar.errors import InputError
+from videomar.schedule import DiffusionSchedule, guidance_at, masked_after_steps, temperature_at
+
+LARGEST_POSITION = 4096  # rotary positions count exactly to here in FP16 and FP32; nothing larger was ever trained
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """A clip's sizes in latents."""
+
+    frames: int  # latent frames in all
+    given: int  # of them, those of the conditioning pixels
+    rows: int
+    columns: int
+
+    @property
+    def tokens(self) -> int:
+        """Of one latent frame."""
+        return self.rows * self.columns
+
+    @property
+    def generated(self) -> int:
+        """Latent frames that are new."""
+        return self.frames - self.given
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of the transformer over a latent frame and, if it predicts, the diffusion head after it."""
+
+    frame: int  # latent frame
+    index: int  # within its frame
+    known: int  # positions of the frame that are known before
+    predicted: int  # positions predicted now, those at `slots` of the frame's order; 0: the pass only makes K/V
+    guidance: float
+    temperature: float  # factor on the noise of the diffusion steps
+    token_clip: float | None  # bound on what is sampled
+    finishes: bool  # the frame is complete afterwards
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the pass is there for the frame's K/V, which stay for the frames after it."""
+        return not self.predicted
+
+    @property
+    def slots(self) -> slice:
+        """Of the frame's order: which positions are predicted."""
+        return slice(self.known, self.known + self.predicted)
+
+
+def clip_shape(config: ModelConfig, sampling: SamplingConfig, given: int) -> ClipShape:
+    """Sizes of a clip that continues `given` pixel frames.
+
+    Raises InputError for frame counts that are not 1 + stride * k, nothing to generate, a picture that is no multiple
+    of the tokenizer's stride, or more positions than rotary angles tell apart.
+    """
+    time, space = config.tokenizer.temporal_stride, config.tokenizer.spatial_stride
+    for what, count, option in (("frames", sampling.frames, "--frames"), ("conditioning frames", given, "--given")):
+        if count < 1 or (count - 1) % time:
+            near = 1 + max(0, count - 1) // time * time
+            raise InputError(f"{what} is {count}, expected 1 + {time}k, such as {near}; change {option}")
+    if sampling.frames <= given:
+        raise InputError(
+            f"frames is {sampling.frames}, expected more than the {given} conditioning frames, such as {given + time}; "
+            "change --frames"
+        )
+    for name, value in (("height", sampling.height), ("width", sampling.width)):
+        if value % space:
+            near = max(1, round(value / space)) * space
+            raise InputError(f"{name} is {value}, expected a multiple of {space}, such as {near}; change --{name}")
+    shape = ClipShape(
+        1 + (sampling.frames - 1) // time, 1 + (given - 1) // time, sampling.height // space, sampling.width // space
+    )
+    for name, positions, stride in (
+        ("frames", shape.frames, time),
+        ("height", shape.rows, space),
+        ("width", shape.columns, space),
+    ):
+        if positions > LARGEST_POSITION:
+            raise InputError(
+                f"{name} is {getattr(sampling, name)}, which is {positions} rotary positions, expected at most "
+                f"{LARGEST_POSITION}; change --{name} to {LARGEST_POSITION * stride} or less"
+            )
+    return shape
+
+
+@dataclass(frozen=True)
+class ClipSteps:
+    """A clip before it is made: what was asked for, its sizes and its steps. Raises InputError for what cannot be."""
+
+    config: ModelConfig
+    sampling: SamplingConfig
+    shape: ClipShape
+
+    def __post_init__(self) -> None:
+        _ = self.steps, self.schedule
+
+    @staticmethod
+    def of(config: ModelConfig, sampling: SamplingConfig, given: int) -> ClipSteps:
+        """The clip that continues `given` pixel frames."""
+        return ClipSteps(config, sampling, clip_shape(config, sampling, given))
+
+    @cached_property
+    def schedule(self) -> DiffusionSchedule:
+        """The numbers of the diffusion steps."""
+        return DiffusionSchedule.respaced(
+            self.config.head.train_steps, self.sampling.head_steps, self.sampling.max_beta
+        )
+
+    @cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Every step in order (model.md, "The sampling loop").
+
+        A given frame takes one pass that keeps its K/V. A new one takes the mask steps and, unless it is the last, one
+        more pass over its finished tokens that keeps theirs.
+        """
+        tokens = self.shape.tokens
+        left = masked_after_steps(tokens, self.sampling.mask_steps)
+        steps = [self._step(frame, 0, tokens, 0) for frame in range(self.shape.given)]
+        for frame in range(self.shape.given, self.shape.frames):
+            for index, (before, still) in enumerate(zip([tokens, *left], left, strict=False)):
+                steps.append(self._step(frame, index, tokens - before, before - still))
+            if frame + 1 < self.shape.frames:
+                steps.append(self._step(frame, len(left), tokens, 0))
+        return tuple(steps)
+
+    def _step(self, frame: int, index: int, known: int, predicted: int) -> Step:
+        sampling, tokens = self.sampling, self.shape.tokens
+        new, still = frame - self.shape.given, tokens - known - predicted
+        return Step(
+            frame=frame,
+            index=index,
+            known=known,
+            predicted=predicted,
+            guidance=guidance_at(sampling.guidance_scale, still, tokens, sampling.guidance_ramp),
+            temperature=temperature_at(max(0, new), sampling.temperature),
+            token_clip=sampling.token_clip if new > 0 else None,
+            finishes=not still and (predicted > 0 or new < 0),
+        )
+
+    @property
+    def seen(self) -> int:
+        """Most finished frames that a frame sees, so that K/V are kept of."""
+        finished, window = self.shape.frames - 1, self.sampling.kv_window
+        return finished if window is None else min(finished, 1 + window)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many positions are predicted at each mask step of a frame."""
+        return tuple(s.predicted for s in self.steps if s.frame == self.shape.given and s.predicted)
