@@ -227,7 +227,7 @@ def search(tiny_artifacts: Path, tiny_native: Path) -> Callable[..., Finding]:
     def run(deviation: Deviation) -> Finding:
         with open_subject(tiny_artifacts, 1) as a, open_subject(tiny_native, 1) as b:
             cases = make_cases(a.config, [], ["a red circle falls"], 1, 0, 17, 16, 24)
-            found, notes = first_deviation(a, b, cases[0], {"frames": 17, "size": (16, 24)})
+            found, notes = first_deviation(a, b, cases[0], a.config.sampling)
             assert found is None
             first, second = sides(a, b, 1)
             return Search(first, second, notes, LAYER_GATE["fp32"], lambda doing: None).run(deviation, "case")
