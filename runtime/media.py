@@ -75,26 +75,6 @@ def load_clip(path: str | Path, frames: int | None = None) -> np.ndarray:
     return np.stack(clip)
 
 
-def fit(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Crop the centre to the shape asked for and scale it: uint8 [h, w, 3] or [t, h, w, 3] -> [..., height, width, 3].
-
-    Area interpolation when shrinking, cubic when growing; frames that have the size already are returned untouched.
-    """
-    _check(frames, 3, 4)
-    h, w = frames.shape[-3:-1]
-    if (h, w) == (height, width):
-        return frames
-    # Cropping first keeps a long thin picture from being scaled to something enormous.
-    crop_h, crop_w = min(h, max(1, round(w * height / width))), min(w, max(1, round(h * width / height)))
-    top, left = (h - crop_h) // 2, (w - crop_w) // 2
-    crop = frames[..., top : top + crop_h, left : left + crop_w, :]
-    if (crop_h, crop_w) == (height, width):
-        return np.ascontiguousarray(crop)
-    how = cv2.INTER_AREA if height <= crop_h and width <= crop_w else cv2.INTER_CUBIC
-    scaled = [cv2.resize(frame, (width, height), interpolation=how) for frame in crop.reshape(-1, crop_h, crop_w, 3)]
-    return np.stack(scaled).reshape(*frames.shape[:-3], height, width, 3)
-
-
 def to_pixels(frames: np.ndarray) -> np.ndarray:
     """Frames (or one picture) as the tokenizer wants them: [t, h, w, 3] uint8 -> [1, 3, t, h, w] float32 in [-1, 1]."""
     _check(frames, 3, 4)

@@ -17,9 +17,10 @@ from videomar.runtime.backends.base import Backend
 from videomar.runtime.backends.choose import choose
 from videomar.runtime.clip import ClipRun
 from videomar.runtime.embedding import PromptEmbedding
-from videomar.runtime.media import fit, load_picture, to_pixels, write_video
+from videomar.runtime.media import load_picture, to_pixels, write_video
 from videomar.runtime.memory_check import BACKEND, MemoryCheck
 from videomar.runtime.prompt import PromptTokenizer
+from videomar.runtime.resize import fit
 from videomar.runtime.sampler import Progress
 from videomar.runtime.timing import Timing
 from videomar.schedule import Noise, SeededNoise
@@ -28,7 +29,6 @@ from videomar.steps import ClipSteps
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-FPS = 24
 Picture = str | Path | np.ndarray
 Prompt = str | PromptEmbedding
 
@@ -40,10 +40,11 @@ class Video:
     frames: np.ndarray  # [frames, height, width, 3] uint8, RGB
     latents: np.ndarray  # [channels, t, h, w] float32, scaled
     timing: Timing
+    fps: float  # of the options that made it
 
-    def save(self, path: str | Path, fps: float = FPS) -> None:
-        """Write an H.264 mp4 that a browser plays."""
-        write_video(path, self.frames, fps)
+    def save(self, path: str | Path, fps: float | None = None) -> None:
+        """Write an H.264 mp4 that a browser plays; fps: other than the clip's own."""
+        write_video(path, self.frames, self.fps if fps is None else fps)
 
 
 class Pipeline:
@@ -105,7 +106,7 @@ class Pipeline:
         with self.start(image, prompt, seed=seed, sampling=sampling, noise=noise, **options) as run:
             frames = list(_reporting(run, progress))
             run.timing.finish()
-            return Video(np.concatenate(frames), np.stack(run.latents, axis=1), run.timing)
+            return Video(np.concatenate(frames), np.stack(run.latents, axis=1), run.timing, run.clip.sampling.fps)
 
     def stream(
         self,
@@ -136,7 +137,7 @@ class Pipeline:
         """A clip that is advanced a step at a time; several may be open and take turns.
 
         image: a picture file, [height, width, 3] uint8 (image to video), or [1 + 8k, height, width, 3] (video to
-        video), scaled and cropped to the clip's size. prompt: a sentence, or what `embed` made of one. sampling: every
+        video), made the clip's size as `fit` says. prompt: a sentence, or what `embed` made of one. sampling: every
         option, the model's own defaults if None; `options` change single ones. noise: replaces the one that `seed`
         gives, so that several backends get identical bits.
         Raises InputError or ConfigError for anything that does not fit, before anything is run.
@@ -150,7 +151,7 @@ class Pipeline:
         text = prompt.states if embedded else self.tokenizer(prompt)
         if self._memory:
             sampling = self._memory.require(sampling, len(given), text.shape[1], embedded)
-        pixels = to_pixels(fit(given, sampling.height, sampling.width))
+        pixels = to_pixels(fit(given, sampling.height, sampling.width, sampling.fit))
         clip = ClipSteps.of(self.config, sampling, len(given))
         return ClipRun(self.backend, clip, pixels, text, SeededNoise(seed) if noise is None else noise, Timing())
 

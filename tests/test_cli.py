@@ -152,7 +152,7 @@ def test_a_picture_and_a_sentence_become_an_h264_video(
         context = stream.codec_context
         height, width = default_size(tiny_artifacts)
         assert (context.name, context.pix_fmt, context.width, context.height) == ("h264", "yuv420p", width, height)
-        assert stream.average_rate == 24
+        assert stream.average_rate == read_manifest(tiny_artifacts).config.sampling.fps == 12
         assert sum(1 for _ in container.decode(stream)) == 9
     printed = capsys.readouterr()
     assert re.search(
@@ -160,6 +160,19 @@ def test_a_picture_and_a_sentence_become_an_h264_video(
         printed.out,
     )
     assert re.search(r"time in .*transformer \d", printed.out) and "peak memory" in printed.out
+
+
+def test_fps_and_fit_are_options_of_one_generation(tiny_artifacts: Path, tmp_path: Path, out: Path) -> None:
+    wide = np.zeros((64, 192, 3), np.uint8)
+    wide[:, :64] = 255  # gone from a crop, the left third of a stretch
+    cv2.imwrite(str(tmp_path / "wide.png"), wide)
+    command = ("generate", tiny_artifacts, "--image", tmp_path / "wide.png", "--prompt", PROMPT, *LEAST, "--seed", 1)
+    for name, options in {"plain": (), "crop": ("--fit", "crop"), "stretch": ("--fit", "stretch")}.items():
+        assert run(*command, *options, "--fps", 29.97, "-o", out / f"{name}.mp4") == 0
+    plain, crop, stretch = ((out / f"{name}.mp4").read_bytes() for name in ("plain", "crop", "stretch"))
+    assert plain == crop != stretch
+    with av.open(str(out / "plain.mp4")) as container:
+        assert float(container.streams.video[0].average_rate or 0) == pytest.approx(29.97)
 
 
 def test_a_name_without_suffix_gets_one_png_a_frame(tiny_artifacts: Path, picture: Path, out: Path) -> None:
@@ -289,6 +302,7 @@ def test_inspect_shows_what_a_checkpoint_holds(tiny_checkpoint: Path, capsys: py
     assert run("inspect", tiny_checkpoint, "--tensors") == 0
     text = capsys.readouterr().out
     assert ": checkpoint, " in text and "million" in text
+    assert "17 frames of 24x16, 12 a second, from a picture that is cropped to it" in text
     for file in tiny_checkpoint.glob("*.safetensors"):
         data = file.read_bytes()
         header = json.loads(data[8 : 8 + struct.unpack("<Q", data[:8])[0]])
@@ -378,6 +392,7 @@ OPTIONS = {
     "too many threads": (("--threads", 2**40), "--threads", "1024"),
     "no frames a second": (("--fps", 0), "--fps", "is 0", "0.1 to 1000"),
     "frames a second not a number": (("--fps", "nan"), "--fps", "nan"),
+    "a fit that is none": (("--fit", "squash"), "--fit", "crop", "stretch"),
     "empty prompt": (("--prompt", ""), "prompt is empty"),
     "blank prompt": (("--prompt", " \t"), "prompt is empty"),
     "prompt of no words": (("--prompt", "..."), "holds no words"),

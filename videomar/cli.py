@@ -149,7 +149,7 @@ def generate(args: argparse.Namespace) -> int:
         bar = tqdm(total=len(run.steps), unit="step", leave=False, delay=2, disable=None, bar_format=_BAR)
         frames = _shown(run, stack.enter_context(bar))
         if as_video:
-            write_video(args.output, frames, args.fps)
+            write_video(args.output, frames, run.clip.sampling.fps)
         else:
             write_pictures(args.output, frames)
     timing, sampling, made = run.timing, run.clip.sampling, run.shown - run.given

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 T = TypeVar("T")
+FITS = ("crop", "stretch")  # how a picture of another shape becomes the clip's
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class SamplingOptions(TypedDict, total=False):
     token_clip: float | None
     kv_window: int | None
     max_beta: float
+    fit: str
+    fps: float
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,9 @@ class SamplingConfig:
     # Cap on the diffusion betas that the head's steps are derived from. The paper's 0.999 multiplies the head's error
     # at the noisiest step by 20,000, which only a head trained for long can bear.
     max_beta: float = 0.999
+    # crop: the centre, for people; stretch: all of it, squeezed, as the authors' image to video does.
+    fit: str = "crop"
+    fps: float = 12.0  # frames a second of the clip that is written; the authors'
 
     def __post_init__(self) -> None:
         for name in ("frames", "height", "width", "mask_steps", "head_steps"):
@@ -129,6 +135,9 @@ class SamplingConfig:
         if self.kv_window is not None:
             _check_count("K/V window", self.kv_window, "at least 1 latent frame; change --kv-window")
         _check_number("max_beta", self.max_beta, lambda b: 0 < b < 1, "more than 0 and less than 1")
+        if self.fit not in FITS:
+            raise ConfigError(f"fit is {_shown(self.fit)}, expected {' or '.join(FITS)}; change --fit")
+        _check_number("frames a second (fps)", self.fps, lambda f: 0.1 <= f <= 1000, "0.1 to 1000; change --fps")
 
     @property
     def branches(self) -> int:
@@ -245,6 +254,7 @@ def _default(f: dataclasses.Field[Any]) -> Any:
     return f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
 
 
+# The authors' figures of image to video were made with fit="stretch", those of video to video with "crop".
 VIDEOMAR_1_4B = ModelConfig(name="videomar-1.4b")
 
 DEMO = ModelConfig(
@@ -273,7 +283,7 @@ DEMO = ModelConfig(
     head=HeadConfig(width=256, depth=3),
     # Its tokens have unit variance and longer tails than the official ones: 2 would cut them.
     sampling=SamplingConfig(
-        frames=17, height=64, width=64, mask_steps=8, head_steps=25, token_clip=10.0, max_beta=0.05
+        frames=17, height=64, width=64, mask_steps=8, head_steps=25, token_clip=10.0, max_beta=0.05, fps=24.0
     ),
 )
 

@@ -131,13 +131,15 @@ def _config(file: Path) -> ModelConfig:
 
 
 def _model(config: ModelConfig) -> dict[str, str]:
-    t, v = config.transformer, config.tokenizer
+    t, v, s = config.transformer, config.tokenizer, config.sampling
     return {
         "transform.": f"width {t.width}, depth {t.depth}, {t.heads} heads of {t.head_dim}",
         "head": f"width {config.head.width}, depth {config.head.depth}",
         "tokenizer": f"strides {v.temporal_stride}x{v.spatial_stride}x{v.spatial_stride}, "
         f"{v.latent_channels} channels, latent scale {v.latent_scale}",
         "text": f"width {config.text.width}, depth {config.text.depth}, at most {config.text.max_tokens} tokens",
+        "clips": f"{s.frames} frames of {s.width}x{s.height}, {s.fps:g} a second, from a picture that is "
+        f"{'cropped' if s.fit == 'crop' else 'stretched'} to it",
     }
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from videomar.config import SamplingConfig, SamplingOptions
+from videomar.config import FITS, SamplingConfig, SamplingOptions
 
 Run = Callable[[argparse.Namespace], int]
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "ort-trt", "trt", "trt-rtx")  # choose.py's, without importing numpy for -h
@@ -79,10 +79,19 @@ def _sampling(p: argparse.ArgumentParser) -> None:
     add("--height", type=_PIXELS, help="of the video, pixels")
     add("--width", type=_PIXELS, help="of the video, pixels")
     add("--size", type=_size, action=_Size, metavar="HEIGHTxWIDTH", help="both at once; one number for a square")
+    add(
+        "--fit",
+        choices=FITS,
+        help="a picture of another shape: crop to the centre (default), or stretch (the authors')",
+    )
     add("--mask-steps", type=_COUNT, help="transformer passes a latent frame")
     add("--head-steps", type=_COUNT, help="diffusion steps a token")
     add("--guidance-scale", type=_number(0, 1000), help="1 turns guidance off and halves the work")
-    add("--temperature", type=_number(0, 1000), help="factor on the diffusion noise (default: the paper's progressive)")
+    add(
+        "--temperature",
+        type=_number(0, 1000),
+        help="factor on the diffusion noise; 1: the authors' code (default: the paper's)",
+    )
     add(
         "--no-guidance-ramp",
         dest="guidance_ramp",
@@ -189,7 +198,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("-o", "--output", type=Path, required=True, help="an .mp4, or a directory for PNG frames")
     _sampling(p)
     p.add_argument("--seed", type=_SEED, default=0)
-    p.add_argument("--fps", type=_number(0.1, 1000), default=24)
+    p.add_argument("--fps", type=_number(0.1, 1000), default=argparse.SUPPRESS, help="(default: the model's)")
     p.add_argument("--no-memory-check", action="store_true", help="try even if the plan says that memory is short")
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs it (default: what is best here)")

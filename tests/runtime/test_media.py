@@ -12,7 +12,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from videomar.errors import InputError
@@ -248,38 +248,10 @@ def test_half_a_level_rounds_up_and_half_precision_pixels_are_taken() -> None:
 def test_arrays_of_another_kind_are_our_bug_and_not_the_users() -> None:
     with pytest.raises(ValueError, match="expected uint8"):
         media.to_pixels(np.zeros((1, 4, 4, 3), np.float32))
-    with pytest.raises(ValueError, match="expected uint8"):
-        media.fit(np.zeros((4, 4), np.uint8), 2, 2)
     with pytest.raises(ValueError, match="NaN"):
         media.to_frames(np.full((1, 3, 1, 2, 2), np.nan, np.float32))
     with pytest.raises(ValueError, match="pixels are"):
         media.to_frames(np.zeros((3, 1, 2, 2), np.float32))
-
-
-@settings(deadline=None)
-@given(*[st.integers(1, 40)] * 4, st.booleans())
-def test_fit_gives_the_size_asked_for_and_invents_no_color(h: int, w: int, height: int, width: int, clip: bool) -> None:
-    frames = flat((10, 200, 90), (250, 0, 3), height=h, width=w)
-    fitted = media.fit(frames if clip else frames[0], height, width)
-    expected = flat((10, 200, 90), (250, 0, 3), height=height, width=width)
-    np.testing.assert_array_equal(fitted, expected if clip else expected[0])
-
-
-def test_fit_leaves_frames_of_the_right_size_untouched() -> None:
-    frames = noise(2, 8, 12)
-    assert media.fit(frames, 8, 12) is frames
-
-
-def test_fit_crops_the_centre() -> None:
-    picture = noise(8, 12)
-    np.testing.assert_array_equal(media.fit(picture, 8, 8), picture[:, 2:10])
-    np.testing.assert_array_equal(media.fit(picture, 4, 12), picture[2:6])
-
-
-def test_fit_averages_areas_when_shrinking() -> None:
-    frames = noise(2, 8, 16)
-    means = frames[:, :, 4:12].reshape(2, 4, 2, 4, 2, 3).mean((2, 4))
-    assert np.abs(media.fit(frames, 4, 4) - means).max() <= 0.51
 
 
 # Videos and pictures out

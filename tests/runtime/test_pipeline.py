@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -501,3 +502,19 @@ def test_a_mistake_is_one_line_that_names_it_before_anything_runs(
 def test_case_and_punctuation_of_a_prompt_do_not_matter(portable: Pipeline) -> None:
     plain, fancy = (portable(picture(), prompt, seed=1).latents for prompt in (PROMPT, "A red CIRCLE, moves  right."))
     np.testing.assert_array_equal(plain, fancy)
+
+
+def test_a_video_is_saved_at_the_models_frame_rate_unless_told_otherwise(pipe: Pipeline, tmp_path: Path) -> None:
+    video = pipe(picture(16, 24), PROMPT, frames=9, mask_steps=1, head_steps=1)
+    video.save(tmp_path / "own.mp4")
+    video.save(tmp_path / "told.mp4", fps=30)
+    for name, rate in (("own", pipe.config.sampling.fps), ("told", 30)):
+        with av.open(str(tmp_path / f"{name}.mp4")) as container:
+            assert container.streams.video[0].average_rate == rate
+    assert pipe(picture(16, 24), PROMPT, frames=9, mask_steps=1, head_steps=1, fps=8.0).fps == 8
+
+
+def test_fit_and_fps_that_cannot_be_are_refused(pipe: Pipeline) -> None:
+    for wrong in ({"fit": "squash"}, {"fit": None}, {"fps": 0}, {"fps": float("nan")}, {"fps": "fast"}):
+        with pytest.raises(ConfigError, match=r"(fit|fps).*expected"):
+            pipe.config.sampling.but(**wrong)
