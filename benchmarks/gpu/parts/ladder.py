@@ -1,0 +1,66 @@
+"""`videomar compare` with the PyTorch reference in FP32 on the device itself: FP32, FP16 and INT8 graphs against it.
+
+The reference is the checkpoint's own code. It takes and gives NumPy arrays; here those doors open on the device.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.parts.notes import Job, begin
+
+CHECKPOINT = Path(__file__).resolve().parents[3] / "models" / "demo"
+SIDES = ("demo-fp32", "demo-fp16", "demo-int8")
+
+
+def open_doors(device: str) -> None:
+    """From now on arrays become tensors on `device`, and tensors arrays wherever they lie. FP32 means FP32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if device == "cpu":
+        return
+    into, out = torch.from_numpy, Tensor.numpy
+    torch.from_numpy = lambda array: into(array).to(device)  # type: ignore[assignment]
+    Tensor.numpy = lambda self, *a, **k: out(self.detach().cpu(), *a, **k)  # type: ignore[method-assign, assignment]
+    torch.set_default_device(device)
+
+    from videomar.model import videomar
+
+    load = videomar.load_checkpoint
+    videomar.load_checkpoint = lambda directory: load(directory).to(device)
+
+
+def main(job: Job) -> None:
+    open_doors(job.device)
+    from videomar.cli import main as videomar
+
+    notes, file = job.notes, job.scratch / "ladder.json"
+    sides = [str(job.artifacts / name) for name in SIDES if (job.artifacts / name).is_dir()]
+    words = ["compare", str(CHECKPOINT), *sides, "--backend", job.backend, "--cases", "2", "--json", str(file)]
+    if not job.cuda:
+        words += ["--frames", "9", "--mask-steps", "2", "--head-steps", "4"]
+    try:
+        code = videomar(words)
+    except SystemExit as ended:
+        code = ended.code
+    notes.value("exit code", code)
+    data = json.loads(file.read_text())
+    notes.value("passed", data["passed"])
+    gates(job, data)
+    notes.value("seed", int(np.random.default_rng(0).integers(1 << 30)))
+
+
+def gates(job: Job, data: dict[str, object]) -> None:
+    """A row a gate of `videomar compare`'s or `replay`'s report."""
+    for candidate in data["candidates"]:  # type: ignore[attr-defined]
+        for gate in candidate["gates"]:
+            job.notes.row("gates", candidate=candidate["label"],
+                          **{k: v for k, v in gate.items() if isinstance(v, (str, int, float, bool))})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(begin())

@@ -1,0 +1,49 @@
+"""Two clips in flight: each in a thread of its own with buffers of its own, the sessions shared; against one by one."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from benchmarks.gpu.parts.notes import Job, begin
+from benchmarks.gpu.parts.runtime import PROMPT, a_picture, embedding
+from videomar.runtime.pipeline import Pipeline
+
+
+def main(job: Job) -> None:
+    (which,) = job.words
+    directory, notes = job.artifacts / f"{which}-fp16", job.notes
+    with Pipeline.open(
+        directory, backend=job.backend, check_hashes=False, lean=which == "full", memory_check=False
+    ) as pipe:  # fmt: skip
+        picture = a_picture(pipe.config)
+        prompt = embedding(pipe.config) if which == "full" else PROMPT
+        failures: list[str] = []
+
+        def clips(count: int, seed: int) -> None:
+            try:
+                for clip in range(count):
+                    pipe(picture, prompt, seed=seed + clip)
+            except Exception as error:
+                failures.append(f"{type(error).__name__}: {error}")
+
+        clips(1, 0)
+        began = time.perf_counter()
+        clips(2, 1)
+        alone = (time.perf_counter() - began) / 2
+        for count in (2, 3):
+            threads = [threading.Thread(target=clips, args=(2, 10 * i)) for i in range(count)]
+            began = time.perf_counter()
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            each = (time.perf_counter() - began) / (2 * count)
+            notes.row("clips in flight", clips=count, seconds_a_clip=each, one_by_one=alone, gained=alone / each)
+            if failures:
+                raise RuntimeError("; ".join(failures))
+            notes.value(f"throughput gained by {count} clips in flight", alone / each)
+
+
+if __name__ == "__main__":
+    main(begin())
