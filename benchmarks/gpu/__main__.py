@@ -104,7 +104,8 @@ class Session:
             return self.skipped(part, f"{max(0.0, self.left()):.0f} s are left of all, it needs {part.least:.0f}")
         name = "".join(c if c.isalnum() else "-" for c in part.name)
         notes, scratch = self.work / f"{name}.json", self.work / name
-        command = [sys.executable, "-m", f"benchmarks.gpu.parts.{part.module}", *part.words]
+        module = part.module if "." in part.module else f"benchmarks.gpu.parts.{part.module}"
+        command = [sys.executable, "-m", module, *part.words]
         command += ["--notes", str(notes), "--device", self.device, "--seconds", f"{limit:.1f}"]
         command += ["--artifacts", str(self.work / "artifacts"), "--scratch", str(scratch)]
         print(f"{part.name}: {part.about} ({limit:.0f} s at most)", flush=True)

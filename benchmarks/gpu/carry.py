@@ -1,7 +1,7 @@
 """Makes what has to be brought to a machine with a GPU, besides wheels: graphs of the demo, a golden pack, and the
 full-size graphs without their weights.
 
-    python -m benchmarks.gpu.carry -o ARTIFACTS [--tar FILE.tar] [--small]
+    python -m benchmarks.gpu.carry -o ARTIFACTS [--tars DIR] [--small] [--only full|demo]
 
 --small: a small model in the full one's place, for trying everything with --cpu. Needs the extra `export`; the
 full-size trace holds about 6 GB of memory. Directories that are up to date are left as they are.
@@ -35,21 +35,31 @@ def videomar(*words: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--tar", type=Path, help="pack it all into this archive")
+    parser.add_argument("--tars", type=Path, help="pack it here as well, full.tar and demo.tar")
+    parser.add_argument("--only", choices=("full", "demo"))
     parser.add_argument("--small", action="store_true")
     args = parser.parse_args()
     out = args.output
     out.mkdir(parents=True, exist_ok=True)
-    for name, options in FORMS.items():
-        videomar("export", CHECKPOINT, "-o", str(out / name), *options)
-    videomar("calibrate", str(out / "demo-fp32"), "-o", str(out / "demo-int8"), "--demo", "4")
-    videomar("record", str(out / "demo-fp32"), "-o", str(out / "pack"))
-    hollow(model("full", "cpu" if args.small else "cuda"), out / FULL)
-    if args.tar:
-        with tarfile.open(args.tar, "w") as tar:
-            for directory in sorted(p for p in out.iterdir() if (p / "manifest.json").is_file()):
-                tar.add(directory, directory.name)
-        print(f"{args.tar}: {args.tar.stat().st_size / 2**20:.0f} MiB")
+    if args.only != "full":
+        for name, options in FORMS.items():
+            videomar("export", CHECKPOINT, "-o", str(out / name), *options)
+        videomar("calibrate", str(out / "demo-fp32"), "-o", str(out / "demo-int8"), "--demo", "4")
+        videomar("record", str(out / "demo-fp32"), "-o", str(out / "pack"))
+    if args.only != "demo":
+        hollow(model("full", "cpu" if args.small else "cuda"), out / FULL)
+    if args.tars:
+        args.tars.mkdir(parents=True, exist_ok=True)
+        made = [p for p in sorted(out.iterdir()) if (p / "manifest.json").is_file()]
+        for name, directories in (
+            ("full", [p for p in made if p.name == FULL]),
+            ("demo", [p for p in made if p.name in (*FORMS, "demo-int8", "pack")]),
+        ):
+            file = args.tars / f"{name}.tar"
+            with tarfile.open(file, "w") as tar:
+                for directory in directories:
+                    tar.add(directory, directory.name)
+            print(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,14 @@ CPU_PROVIDER, CUDA_PROVIDER, TENSORRT_PROVIDER = (
     "TensorrtExecutionProvider",
 )
 # Heuristic: the exhaustive search takes seconds a convolution and may choose otherwise next time, so that a seed
-# would not give the same bits. TF32 off: FP32 artifacts are FP32.
-CUDA_OPTIONS = {"device_id": 0, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": 0}
+# would not give the same bits. TF32 off: FP32 artifacts are FP32. Same as requested: by default an arena grows by
+# powers of two, so that weights of 2.3 GB hold up to twice that, in every graph's own session.
+CUDA_OPTIONS = {
+    "device_id": 0,
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "use_tf32": 0,
+    "arena_extend_strategy": "kSameAsRequested",
+}
 _WORKSPACE = 4 << 30  # bytes TensorRT may try tactics in
 _CACHE = "VIDEOMAR_CACHE"
 
@@ -143,6 +150,25 @@ def tensorrt_version() -> str:
 
 
 def _preload() -> None:
-    """Load CUDA and cuDNN from NVIDIA's wheels where they are installed; otherwise the system's are found."""
-    if hasattr(ort, "preload_dlls"):  # since 1.21
-        ort.preload_dlls()
+    """Load CUDA and cuDNN from NVIDIA's wheels wherever Python finds them; otherwise the system's are found."""
+    if not hasattr(ort, "preload_dlls"):  # since 1.21
+        return
+    for place in nvidia_places():
+        # By itself ONNX Runtime looks beside its own package alone: not where a virtual environment sees the wheels
+        # of the Python below it.
+        for cuda, folder in ((True, _newest(place.glob("cu[0-9]*/lib"))), (False, place / "cudnn" / "lib")):
+            if folder is not None and folder.is_dir():
+                ort.preload_dlls(cuda=cuda, cudnn=not cuda, directory=str(folder))
+    ort.preload_dlls()
+
+
+def nvidia_places() -> list[Path]:
+    """Folders of the namespace package `nvidia` that are not beside ONNX Runtime."""
+    spec = importlib.util.find_spec("nvidia")
+    found = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+    beside = Path(ort.__file__).resolve().parents[1] / "nvidia"
+    return [place for place in found if place.resolve() != beside]
+
+
+def _newest(folders: Iterable[Path]) -> Path | None:
+    return max(folders, default=None)

@@ -343,3 +343,19 @@ def test_cuda_computes_fp32_as_fp32_and_chooses_alike_every_time() -> None:
     [(name, options), last] = ort_providers.cuda().copying
     assert (name, last) == ("CUDAExecutionProvider", CPU_PROVIDER)
     assert options["use_tf32"] == 0 and options["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert options["arena_extend_strategy"] == "kSameAsRequested"  # no power of two over what a graph needs
+
+
+def test_nvidias_libraries_are_loaded_from_a_python_below_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cu12", "cu13", "cudnn"):
+        (tmp_path / "nvidia" / name / "lib").mkdir(parents=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(ort, "preload_dlls", lambda **how: asked.append(how))
+    ort_providers.cuda()
+    place = tmp_path / "nvidia"
+    first = {"cuda": True, "cudnn": False, "directory": str(place / "cu13" / "lib")}
+    second = {"cuda": False, "cudnn": True, "directory": str(place / "cudnn" / "lib")}
+    assert asked[:2] == [first, second] and asked[-1] == {}  # then beside ONNX Runtime, and the system's

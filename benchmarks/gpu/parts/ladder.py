@@ -6,9 +6,10 @@ The reference is the checkpoint's own code. It takes and gives NumPy arrays; her
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,15 +52,16 @@ def main(job: Job) -> None:
     data = json.loads(file.read_text())
     notes.value("passed", data["passed"])
     gates(job, data)
-    notes.value("seed", int(np.random.default_rng(0).integers(1 << 30)))
 
 
-def gates(job: Job, data: dict[str, object]) -> None:
-    """A row a gate of `videomar compare`'s or `replay`'s report."""
-    for candidate in data["candidates"]:  # type: ignore[attr-defined]
-        for gate in candidate["gates"]:
-            job.notes.row("gates", candidate=candidate["label"],
-                          **{k: v for k, v in gate.items() if isinstance(v, (str, int, float, bool))})  # fmt: skip
+def gates(job: Job, data: Mapping[str, Any]) -> None:
+    """Every finding of `videomar compare`'s or `replay`'s report, and its sentence on each candidate."""
+    for candidate in data["candidates"]:
+        job.notes.value(candidate["label"], candidate["sentence"])
+        for finding in candidate["findings"]:
+            job.notes.row("gates", candidate=candidate["label"], rung=finding["rung"], measure=finding["measure"],
+                          got=finding["got"], bound=f"{'>=' if finding['at_least'] else '<='} {finding['limit']:g}",
+                          passed=finding["passed"], note=finding["note"])  # fmt: skip
 
 
 if __name__ == "__main__":
