@@ -15,6 +15,7 @@ import json
 import math
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,15 +125,23 @@ def fill(skeleton: Path, out: Path, seed: int = 0) -> int:
     for name in (n for n in manifest.files if n != WEIGHTS):
         shutil.copy(skeleton / name, out / name)
         out_files[name] = manifest.files[name]
-    for graph in dict.fromkeys(w.graph for w in weights):
-        file = out / f"{graph}.onnx.data"
-        with open(file, "wb") as data:
-            for i, w in enumerate(w for w in weights if w.graph == graph):
-                data.seek(w.offset)
-                _write(data, w, block, i)
+    graphs = list(dict.fromkeys(w.graph for w in weights))
+    with ThreadPoolExecutor() as pool:  # NumPy computes and writes beside itself
+        files = list(pool.map(lambda graph: _filled(out, [w for w in weights if w.graph == graph], block), graphs))
+    for file in files:
         out_files[file.name] = FileEntry(file.stat().st_size, "")
     (out / "manifest.json").write_text(dataclasses.replace(manifest, files=out_files).to_json())
-    return sum(_bytes(weights, graph) for graph in dict.fromkeys(w.graph for w in weights))
+    return sum(file.stat().st_size for file in files)
+
+
+def _filled(out: Path, weights: list[Weight], block: np.ndarray) -> Path:
+    """The data file of one graph."""
+    file = out / f"{weights[0].graph}.onnx.data"
+    with open(file, "wb") as data:
+        for i, w in enumerate(weights):
+            data.seek(w.offset)
+            _write(data, w, block, i)
+    return file
 
 
 def _write(data: Any, w: Weight, block: np.ndarray, index: int) -> None:

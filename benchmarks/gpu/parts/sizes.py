@@ -23,6 +23,12 @@ def model(name: str, device: str) -> ModelConfig:
     return VIDEOMAR_1_4B if device == "cuda" else SMALL
 
 
+def own_clip(config: ModelConfig, device: str) -> ModelConfig:
+    """The model with the sampling that is measured: its own on a GPU, a few steps of it on a CPU."""
+    steps = {} if device == "cuda" else {"mask_steps": 3, "head_steps": 5}
+    return dataclasses.replace(config, sampling=config.sampling.but(**steps))
+
+
 def latent(config: ModelConfig) -> tuple[int, int, int]:
     """Latent frames, rows and columns of the model's own clip."""
     s, t = config.sampling, config.tokenizer

@@ -7,6 +7,7 @@ import time
 
 from benchmarks.gpu.parts.notes import Job, begin
 from benchmarks.gpu.parts.runtime import PROMPT, a_picture, embedding
+from benchmarks.gpu.parts.sizes import own_clip
 from videomar.runtime.pipeline import Pipeline
 
 
@@ -16,14 +17,14 @@ def main(job: Job) -> None:
     with Pipeline.open(
         directory, backend=job.backend, check_hashes=False, lean=which == "full", memory_check=False
     ) as pipe:  # fmt: skip
-        picture = a_picture(pipe.config)
-        prompt = embedding(pipe.config) if which == "full" else PROMPT
+        config = own_clip(pipe.config, job.device)
+        picture, prompt = a_picture(config), embedding(config) if which == "full" else PROMPT
         failures: list[str] = []
 
         def clips(count: int, seed: int) -> None:
             try:
                 for clip in range(count):
-                    pipe(picture, prompt, seed=seed + clip)
+                    pipe(picture, prompt, seed=seed + clip, sampling=config.sampling)
             except Exception as error:
                 failures.append(f"{type(error).__name__}: {error}")
 
