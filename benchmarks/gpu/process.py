@@ -6,6 +6,7 @@ Knows nothing of what is run.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -65,6 +66,11 @@ def run(
             process.wait()
     status = "timed out" if late else "ok" if process.returncode == 0 else "failed"
     return Outcome(status, process.returncode, time.monotonic() - began, tail(out), tail(err))
+
+
+def tool(name: str) -> str | None:
+    """Where a program of CUDA's toolkit lies; its folder is not on every path."""
+    return shutil.which(name) or shutil.which(f"/usr/local/cuda/bin/{name}")
 
 
 def tail(file: Path, characters: int = TAIL) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
 from benchmarks.gpu.parts.notes import Job, begin
+from benchmarks.gpu.process import tool
 
 PACKAGES = (
     *("torch", "triton", "numpy", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "cuda-bindings"),
@@ -25,9 +25,11 @@ def main(job: Job) -> None:
             notes.row("versions", package=package, version=version(package))
         except PackageNotFoundError:
             notes.row("versions", package=package, version="not installed")
-    for tool, words in (("nvcc", ["--version"]), ("cmake", ["--version"]), ("compute-sanitizer", ["--version"])):
-        said = _said([tool, *words]) if shutil.which(tool) else "not found"
-        notes.row("versions", package=tool, version=said.splitlines()[-1] if tool == "nvcc" else said.splitlines()[0])
+    for name, line in (("nvcc", -1), ("cmake", 0), ("compute-sanitizer", 0)):
+        with notes.trying(name):
+            found = tool(name)
+            said = _said([found, "--version"]) if found else "not found"
+            notes.row("versions", package=name, version=said.splitlines()[line])
     notes.value("python", platform.python_version())
     notes.value("processor", f"{_processor()}, {os.cpu_count()} threads")
     notes.value("card", "none (--cpu)")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,6 +74,10 @@ class Job:
         """Seconds."""
         return self.until - time.monotonic()
 
+    def inner(self) -> float:
+        """Seconds for a command of the part's own, so that the part lives to tell of it."""
+        return max(1.0, self.left() - 4.0)
+
 
 def begin(argv: Sequence[str] | None = None) -> Job:
     """Read a part's command line."""
@@ -85,6 +91,7 @@ def begin(argv: Sequence[str] | None = None) -> Job:
     args = parser.parse_args(argv)
     args.scratch.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + args.seconds
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what the part has started, too
     faulthandler.dump_traceback_later(max(1.0, args.seconds - 2.0))  # where it hangs, just before it is stopped
     return Job(Notes(args.notes), args.device, args.artifacts, args.scratch, tuple(args.words), until)
 

@@ -16,7 +16,7 @@ from benchmarks.gpu.parts.notes import Job, Notes, begin
 from benchmarks.gpu.parts.sizes import latent, model
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def main(job: Job) -> None:
     which, way = job.words
     compiled, notes, config = way == "compiled", job.notes, model(which, job.device)

@@ -13,7 +13,7 @@ from benchmarks.gpu.process import run
 def main(job: Job) -> None:
     notes, engines = job.notes, job.scratch / "engines"
     words = [sys.executable, "-m", "videomar", "build", str(job.artifacts / "demo-fp16-portable"), "-o", str(engines)]
-    done = run([*words, "--builder", "tensorrt-rtx"], job.left(), job.scratch / "build", dict(os.environ))
+    done = run([*words, "--builder", "tensorrt-rtx"], job.inner(), job.scratch / "build", dict(os.environ))
     notes.row("trial", step="build", status=done.status, seconds=done.seconds, said=(done.stderr or done.stdout)[-600:])
     if done.status != "ok":
         raise SystemExit(f"the build {done.status}: {done.stderr[-2000:]}")
