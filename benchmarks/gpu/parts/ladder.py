@@ -41,7 +41,17 @@ def main(job: Job) -> None:
 
     notes, file = job.notes, job.scratch / "ladder.json"
     sides = [str(job.artifacts / name) for name in SIDES if (job.artifacts / name).is_dir()]
-    words = ["compare", str(CHECKPOINT), *sides, "--backend", job.backend, "--cases", "2", "--json", str(file)]
+    words = [
+        "compare",
+        str(CHECKPOINT),
+        *sides,
+        "--backend",
+        job.backend,
+        "--cases",
+        "2" if job.cuda else "1",
+        "--json",
+        str(file),
+    ]
     if not job.cuda:
         words += ["--frames", "9", "--mask-steps", "2", "--head-steps", "4"]
     try:

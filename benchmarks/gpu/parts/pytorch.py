@@ -13,13 +13,13 @@ import torch
 
 from benchmarks.gpu.parts.authors import Loop
 from benchmarks.gpu.parts.notes import Job, Notes, begin
-from benchmarks.gpu.parts.sizes import latent, model
+from benchmarks.gpu.parts.sizes import latent, model, own_clip
 
 
 @torch.no_grad()
 def main(job: Job) -> None:
     which, way = job.words
-    compiled, notes, config = way == "compiled", job.notes, model(which, job.device)
+    compiled, notes, config = way == "compiled", job.notes, own_clip(model(which, job.device), job.device)
     frames, h, w = latent(config)
     dtype = torch.float16 if job.cuda else torch.float32
     wait: Callable[[], object] = torch.cuda.synchronize if job.cuda else lambda: None
