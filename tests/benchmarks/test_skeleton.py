@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 import pytest
 
 from videomar.artifacts import Manifest, read_manifest, verify, write_manifest
 from videomar.config import DEMO
+from videomar.runtime.backends.ort_session import open_session
 
 onnx = pytest.importorskip("onnx")
 
@@ -70,7 +70,7 @@ def test_what_is_filled_runs_and_has_the_weights_spread(skeleton: Path, tmp_path
     assert abs(got["w"].std() / 0.3 - 1) < 0.05 and abs(got["w"].mean()) < 0.01
     assert abs(got["b"].mean() - 2) < 0.01 and abs(got["b"].std() / 0.1 - 1) < 0.05
     assert not np.array_equal(got["w"].reshape(-1)[:100], (got["b"].reshape(-1)[:100] - 2) * 3)  # other numbers
-    session = ort.InferenceSession(tmp_path / "filled" / "g.onnx", providers=["CPUExecutionProvider"])
+    session = open_session(tmp_path / "filled" / "g.onnx")
     (y,) = session.run(None, {"x": np.ones((4, 200), np.float16)})
     assert np.isfinite(y).all() and y.astype(np.float64).std() > 0
 

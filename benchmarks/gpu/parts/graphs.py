@@ -6,13 +6,13 @@ import time
 from collections.abc import Mapping
 
 import numpy as np
-import onnxruntime as ort
 
 from benchmarks.gpu.parts.notes import Job
 from videomar.artifacts import read_manifest
 from videomar.graphs import contract
 from videomar.runtime.backends import ort_providers
 from videomar.runtime.backends.ort_memory import DeviceMemory, HostMemory, Memory
+from videomar.runtime.backends.ort_session import open_session
 
 
 class Bound:
@@ -29,13 +29,10 @@ class Bound:
         self.sizes = known | {"text": config.text.max_tokens, "predicted": max(1, tokens // s.mask_steps)} | dict(sizes)
         providers = ort_providers.cuda() if job.cuda else ort_providers.CPU
         self.memory: Memory = DeviceMemory("cuda", 0, providers.copying) if job.cuda else HostMemory()
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if profile:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(job.scratch / f"{name}-profile")
-        file = directory / f"{name}.onnx"
-        self.session = ort.InferenceSession(str(file), options, providers=providers.of(spec))
+        noted = {"enable_profiling": True, "profile_file_prefix": str(job.scratch / f"{name}-profile")}
+        self.session = open_session(
+            directory / f"{name}.onnx", providers=providers.of(spec), **(noted if profile else {})
+        )
         providers.check(self.session.get_providers())
         self.binding, self.name = self.session.io_binding(), name
         rng, self._held = np.random.default_rng(0), []

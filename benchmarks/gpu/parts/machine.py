@@ -54,15 +54,14 @@ def main(job: Job) -> None:
 def _provider(job: Job) -> str:
     """The first provider of a session that was given this device's; what the project's runtime would use."""
     import numpy as np
-    import onnxruntime as ort
 
     from videomar.runtime.backends import ort_providers
     from videomar.runtime.backends.ort_memory import concat_graph
+    from videomar.runtime.backends.ort_session import open_session
 
     providers = ort_providers.cuda() if job.cuda else ort_providers.CPU
-    options = ort.SessionOptions()
     chain = list(providers.copying) or [ort_providers.CPU_PROVIDER]
-    session = ort.InferenceSession(concat_graph(np.dtype(np.float32)), options, providers=chain)
+    session = open_session(concat_graph(np.dtype(np.float32)), providers=chain)
     providers.check(session.get_providers())
     ones = np.ones((1, 1, 2, 3), np.float32)
     (made,) = session.run(None, {"head": ones, "tail": 2 * ones})
