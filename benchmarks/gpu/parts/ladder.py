@@ -41,19 +41,8 @@ def main(job: Job) -> None:
 
     notes, file = job.notes, job.scratch / "ladder.json"
     sides = [str(job.artifacts / name) for name in SIDES if (job.artifacts / name).is_dir()]
-    words = [
-        "compare",
-        str(CHECKPOINT),
-        *sides,
-        "--backend",
-        job.backend,
-        "--cases",
-        "2" if job.cuda else "1",
-        "--json",
-        str(file),
-    ]
-    if not job.cuda:
-        words += ["--frames", "9", "--mask-steps", "2", "--head-steps", "4"]
+    words = ["compare", str(CHECKPOINT), *sides, "--backend", job.backend, "--json", str(file), "--cases"]
+    words += ["2"] if job.cuda else ["1", "--frames", "9", "--mask-steps", "2"]
     try:
         code = videomar(words)
     except SystemExit as ended:

@@ -28,22 +28,23 @@ def main(job: Job) -> None:
             except Exception as error:
                 failures.append(f"{type(error).__name__}: {error}")
 
+        each = 2 if job.cuda else 1
         clips(1, 0)
         began = time.perf_counter()
-        clips(2, 1)
-        alone = (time.perf_counter() - began) / 2
-        for count in (2, 3):
-            threads = [threading.Thread(target=clips, args=(2, 10 * i)) for i in range(count)]
+        clips(each, 1)
+        alone = (time.perf_counter() - began) / each
+        for count in (2, 3) if job.cuda else (2,):
+            threads = [threading.Thread(target=clips, args=(each, 10 * i)) for i in range(count)]
             began = time.perf_counter()
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join()
-            each = (time.perf_counter() - began) / (2 * count)
-            notes.row("clips in flight", clips=count, seconds_a_clip=each, one_by_one=alone, gained=alone / each)
+            spent = (time.perf_counter() - began) / (each * count)
+            notes.row("clips in flight", clips=count, seconds_a_clip=spent, one_by_one=alone, gained=alone / spent)
             if failures:
                 raise RuntimeError("; ".join(failures))
-            notes.value(f"throughput gained by {count} clips in flight", alone / each)
+            notes.value(f"throughput gained by {count} clips in flight", alone / spent)
 
 
 if __name__ == "__main__":
