@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from videomar.capabilities import TABLE
+from videomar.runtime.arithmetic import Arithmetic
 from videomar.runtime.backends.choose import CUDA_WHEEL, JETSON_SMS, ORT_FOR_NATIVE
+from videomar.runtime.cores import Cores
 from videomar.runtime.kernels.binding import BUILD
 from videomar.runtime.probes import Found, Gpu, Jetson, Ort
 from videomar.runtime.system import numbers
@@ -40,6 +42,9 @@ class Facts:
     torch: str
     kernels: Found
     memory: tuple[float, float]  # GiB available, in all; zeros if unknown
+    memory_limit: tuple[float, float] | None  # GiB free and allowed by the container's tightest limit
+    cores: Cores
+    arithmetic: Arithmetic | None  # of int8 on the CPU; None if unknown
     disk: float | None  # GiB free here
 
 
@@ -195,7 +200,13 @@ def jetson_is_awake(f: Facts) -> Iterator[Problem]:
 
 def there_is_room(f: Facts) -> Iterator[Problem]:
     available, total = f.memory
-    if total and available < LITTLE_MEMORY:
+    if f.memory_limit and f.memory_limit[0] < min(available, LITTLE_MEMORY):
+        left, most = f.memory_limit
+        yield Problem(
+            f"this container may use {most:.1f} GiB memory, of which {left:.1f} are free",
+            "give it more (docker run --memory, or the pod's limit)",
+        )
+    elif total and available < LITTLE_MEMORY:
         mend = "sudo systemctl isolate multi-user.target (no desktop)" if f.jetson else "close other programs"
         yield Problem(f"{available:.1f} of {total:.1f} GiB memory are available", mend)
     if f.disk is not None and f.disk < LITTLE_DISK:

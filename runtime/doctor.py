@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from videomar.runtime import probes
+from videomar.runtime.arithmetic import integer_arithmetic
 from videomar.runtime.backends.choose import (
     BACKENDS,
     JETSON_SMS,
@@ -17,6 +18,7 @@ from videomar.runtime.backends.choose import (
     missing_for_engines,
     missing_for_onnx,
 )
+from videomar.runtime.cores import Cores, cores
 from videomar.runtime.diagnosis import RTX_SMS, TENSORRT_LEAST, Facts, Problem, cuda_too_new, problems
 from videomar.runtime.probes import Found
 from videomar.runtime.system import System, numbers
@@ -76,6 +78,9 @@ def collect(system: System) -> Facts:
         torch=system.version("torch") or "",
         kernels=probes.kernels(system),
         memory=probes.memory(system),
+        memory_limit=probes.memory_limit(system),
+        cores=cores(system),
+        arithmetic=integer_arithmetic(system),
         disk=None if disk is None else disk / 2**30,
     )
 
@@ -171,9 +176,19 @@ def _installed(f: Facts) -> dict[str, str]:
     rows["kernels"] = _version(f.kernels)
     rows["torch"] = f"{f.torch} (for export only)" if f.torch else "not installed (not needed to run)"
     available, total = f.memory
+    rows["cores"] = _cores(f.cores)
+    rows["INT8 on the CPU"] = str(f.arithmetic or "unknown")
     rows["memory"] = f"{available:.1f} of {total:.1f} GiB available" if total else "unknown"
+    if f.memory_limit:
+        rows["memory"] += "; this container may use {1:.1f} GiB, of which {0:.1f} are free".format(*f.memory_limit)
     rows["disk"] = "unknown" if f.disk is None else f"{f.disk:.1f} GiB free here"
     return rows
+
+
+def _cores(c: Cores) -> str:
+    limits = [f"this process may run on {c.allowed}"] if c.allowed < c.present else []
+    limits += [f"its container is given the time of {c.quota:g}"] if c.quota is not None else []
+    return f"{c.usable} usable of {c.present}" + (f" ({', '.join(limits)})" if limits else "")
 
 
 def _version(found: Found) -> str:

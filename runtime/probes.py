@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from videomar.runtime.cgroups import memory_limits
 from videomar.runtime.system import System
 
 GPU_CODE = """
@@ -177,25 +178,19 @@ def memory(system: System) -> tuple[float, float]:
     return available, total
 
 
+def memory_limit(system: System) -> tuple[float, float] | None:
+    """GiB free and allowed of the limit that leaves this process least; None where the host's memory is the end."""
+    left, most = min(((left, most) for most, left in memory_limits(system)), default=(0, 0))
+    return (left / 2**30, most / 2**30) if 0 < most <= memory(system)[1] * 2**30 else None
+
+
 def free_memory(system: System) -> int:
     """Bytes that this process could still take: what the host has, or less where a container is allowed less.
 
     0 if unknown.
     """
     free = int(memory(system)[0] * 2**30)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        most, now = ((system.read(path) or "").strip() for path in (limit, used))
-        if most.isdigit() and now.isdigit():
-            # Pages of files that were read count as used and are given up first.
-            files = re.search(
-                r"^inactive_file (\d+)", system.read(limit.rsplit("/", 1)[0] + "/memory.stat") or "", re.M
-            )
-            left = max(0, int(most) - int(now) + (int(files[1]) if files else 0))
-            free = min(free, left) if free else left
-    return free
+    return min([left for _, left in memory_limits(system)] + ([free] if free else []), default=0)
 
 
 def resident(system: System) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import shutil
 import subprocess
@@ -34,6 +35,11 @@ class System:
     def python(self) -> str:
         """Version of this Python."""
         return platform.python_version()
+
+    def cores(self) -> tuple[int, int]:
+        """Processors of the machine, and those that this process may run on."""
+        present = os.cpu_count() or 1
+        return present, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else present
 
     def run(self, command: Sequence[str], timeout: float = 10) -> str | None:
         """Standard output of a command that exits with 0 in time, else None. It gets no input and cannot ask."""

@@ -263,11 +263,12 @@ def plan(args: argparse.Namespace) -> int:
     from videomar.plan.command import run
     from videomar.plan.devices import local
     from videomar.plan.measure import speed
+    from videomar.runtime.cores import allowed_cores
     from videomar.runtime.probes import free_memory, memory
     from videomar.runtime.system import System
 
     system = System()
-    return run(args, lambda: local(int(memory(system)[1] * 2**30), free_memory(system), *speed()))
+    return run(args, lambda: local(int(memory(system)[1] * 2**30), free_memory(system), *speed(allowed_cores())))
 
 
 def build(args: argparse.Namespace) -> int:

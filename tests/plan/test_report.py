@@ -157,7 +157,7 @@ def test_a_broken_config_names_its_file(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_this_machines_speed_is_a_machines() -> None:
-    flops, bandwidth = speed(0.02)
+    flops, bandwidth = speed(1, 0.02)
     assert 1e8 < flops < 1e15 and 1e7 < bandwidth < 1e13
     d = local(16 << 30, 8 << 30, flops, bandwidth)
     assert d.backend == "ort-cpu" and plan_times(Request(DEMO, DEMO.sampling, precision="fp32"), d).clip > 0

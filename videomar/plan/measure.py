@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
 import numpy as np
 
 
-def speed(seconds: float = 0.1) -> tuple[float, float]:
-    """(operations/s of matrix products on all cores that may be used, bytes/s read and written by a large copy).
+def speed(cores: int, seconds: float = 0.1) -> tuple[float, float]:
+    """(operations/s of matrix products on that many cores, bytes/s read and written by a large copy).
 
     Counted in processor time, so that what else runs here does not matter.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     a, b = np.ones((512, 512), np.float32), np.ones((512, 512), np.float32)
     source = np.ones(4 << 20, np.uint8)  # stays in a cache, as the weights of a small model do
     target = np.empty_like(source)
