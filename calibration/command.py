@@ -12,8 +12,10 @@ from videomar.calibration.calibrate import Outcome, calibrate
 from videomar.calibration.clips import CalibrationClip, demo_clips, read_list
 from videomar.calibration.options import Options
 from videomar.calibration.overflow import FP16_MOST
+from videomar.calibration.pays import advice, elsewhere
 from videomar.errors import InputError
 from videomar.options import sampling_options
+from videomar.runtime.system import System
 
 _BAR = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed} passed, {remaining} left]"
 
@@ -43,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
         outcome = calibrate(args.directory, args.output, clips, args.ranges, options, args.force, progress)
     if outcome is None:
         print(f"{args.output} is up to date (the same graphs, clips, options and versions)")
+        if line := elsewhere(read_manifest(args.output).extra["calibration"]["timing"], System()):
+            print(line)
         return 0
     print("\n".join(_as_text(args.output, outcome)))
     return 0
@@ -74,6 +78,7 @@ def _as_text(output: Path, outcome: Outcome) -> list[str]:
     r = outcome.report
     errors, timing, size = r["errors"], r["timing"], r["bytes"]
     quantized = sum(row["quantized"] for row in r["linears"].values())
+    cpu = f", {timing['arithmetic']['name']}" if timing.get("arithmetic") else ""
     lines = [
         f"wrote {output}" if outcome.written else f"wrote nothing: {output} would not be faster",
         f"  ranges      {r['plan']}, the best of {len(r['plans'])} ways; "
@@ -83,7 +88,7 @@ def _as_text(output: Path, outcome: Outcome) -> list[str]:
         f"sampled tokens relative {errors['sampled_relative']:.4f} ({r['trials']} steps, teacher-forced)",
         f"  bytes       transformer_step {size['int8'] / 2**20:.2f} MiB, {size['share_of_fp32']:.1%} of FP32's",
         f"  time        {timing['int8_ms']:.2f} ms a transformer step, {r['source']['precision']} "
-        f"{timing['source_ms']:.2f} ms: {timing['speed']:.2f}x ({timing['backend']}, side by side)",
+        f"{timing['source_ms']:.2f} ms: {timing['speed']:.2f}x ({timing['backend']}{cpu}, side by side)",
         "  nearest to FP16's end (65504):",
         *(f"    {row['share']:7.2%}  {row['graph']}: {row['tensor']}" for row in r["fp16"][:10]),
     ]
@@ -95,9 +100,4 @@ def _as_text(output: Path, outcome: Outcome) -> list[str]:
     ]
     if any(row["verdict"] in words for row in r["fp16"]):
         lines.append(f"  export --precision fp16 --islands {output / 'calibration.json'} computes these in FP32")
-    if timing["speed"] <= 1:
-        lines.append(
-            f"INT8 does not pay here: {timing['int8_ms']:.2f} ms a step against {timing['source_ms']:.2f} ms on "
-            f"{timing['backend']}; use the {r['source']['precision']} artifacts"
-        )
-    return lines
+    return lines + [line for line in [advice(timing, r["source"]["precision"])] if line]

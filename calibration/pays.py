@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from videomar.config import ModelConfig
+from videomar.runtime.arithmetic import integer_arithmetic
 from videomar.runtime.backends.base import Backend, Clip, ClipPlan
 from videomar.runtime.prompt import PromptTokenizer
+from videomar.runtime.system import System
 from videomar.schedule import half_tables
 from videomar.steps import ClipSteps
 
@@ -28,6 +33,35 @@ class Timing:
     def speed(self) -> float:
         """How many times faster the quantized graphs are."""
         return self.source / self.quantized
+
+
+def multiplied_by(backend: str, system: System) -> dict[str, Any] | None:
+    """JSON-ready: which instructions multiply int8 where times are taken; None on a GPU and where nobody knows."""
+    found = integer_arithmetic(system) if backend == "ort-cpu" else None
+    return dataclasses.asdict(found) if found else None
+
+
+def advice(timing: Mapping[str, Any], precision: str) -> str:
+    """What follows from a report's `timing`, "" where INT8 pays; precision: the source's."""
+    if timing["speed"] > 1:
+        return ""
+    cpu = timing.get("arithmetic")
+    why = f" ({cpu['name']}: int8 is widened to 16 bits to be exact)" if cpu and not cpu["dot_product"] else ""
+    return (
+        f"INT8 does not pay here: {timing['int8_ms']:.2f} ms a step against {timing['source_ms']:.2f} ms on "
+        f"{timing['backend']}{why}; use the {precision} artifacts"
+    )
+
+
+def elsewhere(timing: Mapping[str, Any], system: System) -> str:
+    """What to add to times that were taken on a CPU with other integer arithmetic than this one; "" if none."""
+    then, now = timing.get("arithmetic"), multiplied_by(timing["backend"], system)
+    if not then or not now or then == now:
+        return ""
+    return (
+        f"its times were taken with {then['name']}, this CPU has {now['name']}: calibrate with --force to learn "
+        "whether INT8 pays here"
+    )
 
 
 def time_steps(

@@ -18,7 +18,7 @@ from videomar.calibration import qdq
 from videomar.calibration.linears import Linear
 from videomar.calibration.options import LEAST_COSINE, RANGES, REPORT, Options
 from videomar.calibration.overflow import closest
-from videomar.calibration.pays import Timing, time_steps
+from videomar.calibration.pays import Timing, multiplied_by, time_steps
 from videomar.calibration.plain import Graphs
 from videomar.calibration.plan import Plan
 from videomar.calibration.ranges import Ranges, bin_edges, percentile
@@ -27,6 +27,7 @@ from videomar.errors import ParityError
 from videomar.graphs import TRANSFORMER_STEP
 from videomar.runtime.backends.choose import choose as choose_backend
 from videomar.runtime.prompt import PromptTokenizer
+from videomar.runtime.system import System
 
 FILE = f"{TRANSFORMER_STEP}.onnx"
 
@@ -93,6 +94,7 @@ def write(
                     "int8_ms": timing.quantized,
                     "speed": timing.speed,
                     "recommended": "int8" if timing.speed > 1 else source.manifest.precision,
+                    "arithmetic": multiplied_by(where, System()),
                 },
             }
             if options.only_if_faster and timing.speed <= 1:

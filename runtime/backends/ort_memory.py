@@ -20,6 +20,7 @@ import onnxruntime as ort
 
 from videomar.errors import DeviceError
 from videomar.runtime.backends.ort_session import open_session
+from videomar.runtime.backends.small_graphs import concat_graph, drop_graph
 
 
 @dataclass(frozen=True)
@@ -210,61 +211,6 @@ def device_failed(device: str, what: str, error: Exception) -> DeviceError:
             "--width, or use --backend ort-cpu"
         )
     return DeviceError(f"{device} failed in {what} ({why:.200}); see `videomar doctor`, or use --backend ort-cpu")
-
-
-def concat_graph(dtype: np.dtype[Any]) -> bytes:
-    """An ONNX model, opset 13: head [b, h, past, d] + tail [b, h, new, d] -> copied [b, h, past + new, d]."""
-    return _model(_node("Concat", ("head", "tail"), "copied", axis=2), {"head": dtype, "tail": dtype}, dtype)
-
-
-def drop_graph(dtype: np.dtype[Any]) -> bytes:
-    """An ONNX model, opset 13: whole [b, h, n, d] -> copied, its tokens from_0..to_0 and from_1..to_1 (each [1])."""
-    inputs = {"whole": dtype} | dict.fromkeys(("from_0", "to_0", "from_1", "to_1"), np.dtype(np.int64))
-    # An axis is an input of Slice; the constant two comes from a node.
-    nodes = _node("Constant", (), "axes", value_ints=(2,))
-    for piece in "01":
-        nodes += _node("Slice", ("whole", f"from_{piece}", f"to_{piece}", "axes"), f"piece_{piece}")
-    return _model(nodes + _node("Concat", ("piece_0", "piece_1"), "copied", axis=2), inputs, dtype)
-
-
-# ONNX files encoded by hand, since the runtime has no onnx package: protobuf is fields of (number, bytes or number).
-_ELEMENTS = {"float32": 1, "int64": 7, "float16": 10}
-
-
-def _node(kind: str, inputs: Sequence[str], output: str, **attributes: int | tuple[int, ...]) -> bytes:
-    """A node as a field of its graph; attributes are whole numbers, one or several."""
-    node = b"".join(_field(1, name.encode()) for name in inputs) + _field(2, output.encode()) + _field(4, kind.encode())
-    for name, value in attributes.items():
-        one, several = (_field(3, value), 2) if isinstance(value, int) else (b"".join(_field(8, v) for v in value), 7)
-        node += _field(5, _field(1, name.encode()) + one + _field(20, several))
-    return _field(1, node)
-
-
-def _model(nodes: bytes, inputs: Mapping[str, np.dtype[Any]], output: np.dtype[Any]) -> bytes:
-    """A model whose tensors have free axes: four, or one for whole numbers; its output is called `copied`."""
-
-    def tensor(name: str, dtype: np.dtype[Any]) -> bytes:
-        axes = range(1 if dtype == np.int64 else 4)
-        dimensions = b"".join(_field(1, _field(2, f"{name}_{axis}".encode())) for axis in axes)
-        kind = _field(1, _ELEMENTS[dtype.name]) + _field(2, dimensions)
-        return _field(1, name.encode()) + _field(2, _field(1, kind))
-
-    graph = nodes + _field(2, b"copy") + b"".join(_field(11, tensor(n, d)) for n, d in inputs.items())
-    graph += _field(12, tensor("copied", output))
-    return _field(1, 8) + _field(7, graph) + _field(8, _field(1, b"") + _field(2, 13))
-
-
-def _field(number: int, value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        return _varint(number << 3) + _varint(value)
-    return _varint(number << 3 | 2) + _varint(len(value)) + value
-
-
-def _varint(value: int) -> bytes:
-    low = b""
-    while value > 127:
-        low, value = low + bytes([value & 127 | 128]), value >> 7
-    return low + bytes([value])
 
 
 def _array(buffer: Buffer) -> np.ndarray:

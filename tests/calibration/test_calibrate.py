@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
@@ -24,7 +25,7 @@ from videomar.calibration.clips import CalibrationClip, demo_clips, read_list
 from videomar.calibration.collect import collect, linears_of, model_id
 from videomar.calibration.observe import LARGEST, float_tensors, watched_copy
 from videomar.calibration.options import RANGES, REPORT, Options
-from videomar.calibration.pays import Timing
+from videomar.calibration.pays import Timing, advice, elsewhere, multiplied_by
 from videomar.calibration.plain import Graphs, PlainBackend, open_graph
 from videomar.calibration.probe import Probe
 from videomar.calibration.ranges import Ranges
@@ -37,6 +38,7 @@ from videomar.inspect import describe
 from videomar.runtime.backends.ort import OrtBackend
 from videomar.runtime.pipeline import Pipeline
 from videomar.runtime.prompt import PromptTokenizer
+from videomar.runtime.system import System
 
 FILE = f"{TRANSFORMER_STEP}.onnx"
 OPTIONS = Options(threads=1, sensitivity=False, target=0.9, method="mse", alpha="off")
@@ -279,6 +281,53 @@ def test_where_int8_is_slower_the_command_says_so_and_writes_only_if_it_may(
         assert outcome is not None and outcome.written is not only
         assert outcome.report["timing"]["recommended"] == "fp32"
         assert out.exists() is not only
+        assert advice(outcome.report["timing"], "fp32").endswith("use the fp32 artifacts")
+
+
+AVX2 = {"name": "AVX2 without VNNI", "dot_product": False}
+VNNI = {"name": "AVX-512 VNNI", "dot_product": True}
+
+
+@pytest.mark.parametrize(
+    ("speed", "arithmetic", "said"),
+    [
+        (1.2, AVX2, ""),
+        (0.8, AVX2, "on ort-cpu (AVX2 without VNNI: int8 is widened to 16 bits to be exact); use the fp32 artifacts"),
+        (0.8, VNNI, "10.00 ms a step against 8.00 ms on ort-cpu; use the fp32 artifacts"),
+        (0.8, None, "on ort-cpu; use the fp32 artifacts"),
+    ],
+)
+def test_advice_against_int8_says_why(speed: float, arithmetic: Any, said: str) -> None:
+    timing = {"speed": speed, "int8_ms": 10.0, "source_ms": 10 * speed, "backend": "ort-cpu", "arithmetic": arithmetic}
+    made = advice(timing, "fp32")
+    assert made.endswith(said) and bool(made) is bool(said)
+
+
+def test_times_of_another_kind_of_cpu_are_told_from_those_of_this_one() -> None:
+    class Haswell(System):
+        def read(self, path: str) -> str | None:
+            return "flags\t\t: sse2 avx2\n"
+
+    assert multiplied_by("ort-cpu", Haswell()) == AVX2 and multiplied_by("ort-cuda", Haswell()) is None
+    timing = {"backend": "ort-cpu", "arithmetic": VNNI}
+    assert "taken with AVX-512 VNNI, this CPU has AVX2 without VNNI: calibrate with --force" in elsewhere(
+        timing, Haswell()
+    )
+    assert elsewhere({**timing, "arithmetic": AVX2}, Haswell()) == elsewhere({"backend": "trt"}, Haswell()) == ""
+
+
+def test_onnx_runtimes_quantizer_multiplies_nothing_itself(
+    tiny_artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would with sessions of its own, whose integers depend on the CPU."""
+
+    def opened(*_: Any, **__: Any) -> None:
+        raise AssertionError("the quantizer opened a session")
+
+    monkeypatch.setattr(onnxruntime.InferenceSession, "__init__", opened)
+    linears = linears_of(tiny_artifacts)
+    qdq.quantize(tiny_artifacts / FILE, tmp_path / FILE, linears, {linear.name: 1.0 for linear in linears}, {})
+    assert lint_file(tmp_path / FILE) == []
 
 
 def test_kept_linears_stay_in_floating_point(tiny_artifacts: Path, ranges: Ranges, clips: Any, tmp_path: Path) -> None:

@@ -149,6 +149,35 @@ def test_what_could_be_better_breaks_nothing(machine: System, said: str, mend: s
     assert not report.broken and mend in mends(report, said)
 
 
+BOX = LAPTOP.but(  # docker run --cpus 2.5 --memory 3g
+    processors=(16, 8),
+    contents={
+        "/proc/cpuinfo": "flags\t\t: sse2 avx2 avx512bw avx512_vnni\n",
+        "/sys/fs/cgroup/cpu.max": "250000 100000\n",
+        "/sys/fs/cgroup/memory.max": f"{3 << 30}\n",
+        "/sys/fs/cgroup/memory.current": f"{1 << 30}\n",
+    },
+)
+
+
+def test_a_container_is_described_by_what_it_allows_not_by_its_host() -> None:
+    report = examine(BOX)
+    text = as_text(report)
+    assert "2 usable of 16 (this process may run on 8, its container is given the time of 2.5)" in text
+    assert "11.0 of 16.0 GiB available; this container may use 3.0 GiB, of which 2.0 are free" in text
+    assert "docker run --memory" in mends(report, "this container may use 3.0 GiB memory") and not report.broken
+    assert "8 usable of 8\n" in as_text(examine(LAPTOP))
+    roomy = BOX.but(contents={"/sys/fs/cgroup/memory.max": f"{64 << 30}\n"})
+    assert examine(roomy).facts.memory_limit is None and not examine(roomy).problems
+
+
+def test_the_integer_arithmetic_is_said() -> None:
+    assert "INT8 on the CPU  AVX-512 VNNI: " in as_text(examine(BOX))
+    old = BOX.but(contents={"/proc/cpuinfo": "flags\t\t: sse2 avx2\n"})
+    assert "INT8 on the CPU  AVX2 without VNNI: int8 is widened to 16 bits" in as_text(examine(old))
+    assert "INT8 on the CPU  unknown" in as_text(examine(LAPTOP))
+
+
 def test_jetpack_is_told_from_jetson_linux_where_its_package_is_missing() -> None:
     report = examine(ORIN.but(commands={("dpkg-query", "-W"): ""}))
     assert report.facts.jetson and report.facts.jetson.jetpack == "6.2"

@@ -24,9 +24,10 @@ from videomar.graphs import TRANSFORMER_STEP, contract
 from videomar.runtime.backends import ort_providers
 from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.ort import OrtBackend
-from videomar.runtime.backends.ort_memory import Buffer, DeviceMemory, HostMemory, Memory, concat_graph, drop_graph
+from videomar.runtime.backends.ort_memory import Buffer, DeviceMemory, HostMemory, Memory
 from videomar.runtime.backends.ort_providers import CPU_PROVIDER, Providers, cache_directory, ranges, tensorrt_options
 from videomar.runtime.backends.ort_session import open_session
+from videomar.runtime.backends.small_graphs import concat_graph, drop_graph
 from videomar.schedule import DiffusionSchedule, half_tables
 
 FRAMES, COUNTS, H, W = 3, (4, 2), 2, 3

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from videomar.runtime.backends.ort_session import open_session
+from videomar.runtime.backends import ort_session
+from videomar.runtime.backends.ort_session import EXACT_INTEGERS, open_session
+from videomar.runtime.backends.small_graphs import product_graph
+
+ROOT = Path(__file__).parents[2]
 
 
 def linear(weight: np.ndarray, scale: float, scales: np.ndarray) -> bytes:
@@ -56,7 +63,7 @@ def test_a_product_beyond_16_bits_is_the_integers_own(
 
 
 @pytest.mark.parametrize("k", [2, 64, 1000])
-def test_two_products_of_the_largest_numbers_do_not_stop_at_32767(k: int) -> None:
+def test_two_products_of_the_largest_numbers(k: int) -> None:
     """By hand: 127 x 127 x k. Pairs of (127 + 128) x 127 cut at 32767, the 128 taken off again, make it 127.5 x k."""
     weight = np.full((k, 16), 127, np.int8)
     made = open_session(linear(weight, 1, np.ones(16, np.float32)), 1).run(None, {"x": np.full((4, k), 127, "f4")})[0]
@@ -68,3 +75,37 @@ def test_these_products_are_made_of_integers(tmp_path: Path) -> None:
     file, weight = tmp_path / "made.onnx", np.ones((64, 16), np.int8)
     open_session(linear(weight, 1, np.ones(16, np.float32)), log_severity_level=4, optimized_model_filepath=str(file))
     assert "MatMulIntegerToFloat" in {node.op_type for node in onnx.load(file).graph.node}
+
+
+@pytest.mark.parametrize("saturates", [True, False])
+def test_the_slower_exact_kernels_are_asked_for_where_the_others_lose_bits(
+    saturates: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def opened(graph: bytes, options: ort.SessionOptions, **_: object) -> None:
+        try:
+            asked.append(options.get_session_config_entry(EXACT_INTEGERS[0]) == "1")
+        except RuntimeError:  # no such entry
+            asked.append(False)
+
+    monkeypatch.setattr(ort_session, "saturates", lambda: saturates)
+    monkeypatch.setattr(ort, "InferenceSession", opened)
+    open_session(b"")
+    assert asked == [saturates]
+
+
+def test_the_product_that_is_tried_is_a_valid_model() -> None:
+    onnx.checker.check_model(onnx.load_from_string(product_graph()), full_check=True)
+
+
+def test_products_are_exact_with_the_kernels_of_the_other_kind_of_cpu() -> None:
+    """Those of AVX2, on a CPU that has more; there they saturate unless asked otherwise, which the script checks."""
+    script, test = ROOT / "benchmarks" / "avx2.py", f"{__file__}::{test_two_products_of_the_largest_numbers.__name__}"
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", test]
+    done = subprocess.run(
+        [sys.executable, str(script), *pytest_], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    if "that look like MLAS's" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0 and done.stdout.startswith("..."), done.stdout + done.stderr
