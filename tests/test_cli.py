@@ -330,6 +330,9 @@ def test_evaluate_prints_its_figures_and_writes_them_as_json(
     assert figures["cases"] == 2 and 0 <= figures["followed"] <= 1
     assert f"{figures['tokenizer_psnr_db']:.2f} dB PSNR" in printed.out
     assert f"{figures['centroid_error_mean']:.2%} of the width" in printed.out
+    assert figures["chance"]["cases"] == 2 and 0 <= figures["chance"]["coherence"] <= 1
+    assert set(figures["chance"]["distance"]["generated"]) == {"frames", "motion"}
+    assert f"{figures['chance']['coherence']:.1%} of 2 clips" in printed.out
     assert [path.name for path in out.iterdir()] == ["figures.json"]
     # A place that cannot be written costs the file, not the figures.
     assert run(*command, "--json", out / "missing" / "figures.json") == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 import time
 from pathlib import Path
@@ -15,21 +16,24 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from videomar.config import DEMO, ModelConfig
+from videomar.demo.chance import CHANCES
 from videomar.demo.words import write_tokenizer
 from videomar.demo.world import MOTIONS, render, sample_scene
 from videomar.model.tokenizer import VideoTokenizer
-from videomar.model.videomar import VideoMAR, save_checkpoint
+from videomar.model.videomar import VideoMAR, load_checkpoint, save_checkpoint
 from videomar.runtime.prompt import PromptTokenizer
 from videomar.schedule import rope_tables
 from videomar.training.diffusion import DiffusionLoss
 from videomar.training.optimizers import Optimizers
 
 BATCH = 16
-POOL = 8_000  # clips kept encoded
+POOL = 8_000  # clips kept encoded; a quarter when training goes on from a checkpoint, which has seen the world
 FRESH = 2  # clips of the pool replaced at every step, so that the world stays endless
 NOISE_LEVELS = 4  # diffusion steps trained a token and pass: the head is cheap, the transformer is not
 DROP_TEXT = 0.1
 EMA = 0.999
+LEFT_TO_CHANCE = 0.65  # share of clips whose future is drawn: what takes longest to learn
+DECIDED_FIRST = 2  # how much more often the first generated frame is trained than each later one: the draw falls there
 
 
 class Pool:
@@ -37,7 +41,7 @@ class Pool:
 
     def __init__(self, tokenizer: VideoTokenizer, words: PromptTokenizer, clips: int, seed: int) -> None:
         self._tokenizer, self._words, self._rng = tokenizer, words, np.random.default_rng(seed)
-        length = max(len(words(f"a red circle {motion}")[0]) for motion in MOTIONS)
+        length = max(len(words(f"a red circle {motion}")[0]) for motion in (*MOTIONS, *CHANCES))
         self.ids = torch.zeros(clips, length, dtype=torch.int64)
         self.mask = torch.zeros(clips, length, dtype=torch.bool)
         self.latents = torch.empty(0)
@@ -48,7 +52,8 @@ class Pool:
     @torch.no_grad()
     def refresh(self, count: int) -> None:
         """Replace the oldest `count` clips by new ones."""
-        scenes = [sample_scene(self._rng) for _ in range(count)]
+        kinds = [tuple(CHANCES) if self._rng.random() < LEFT_TO_CHANCE else MOTIONS for _ in range(count)]
+        scenes = [sample_scene(self._rng, str(self._rng.choice(kind))) for kind in kinds]
         pixels = torch.from_numpy(np.stack([render(s) for s in scenes])).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         z = self._tokenizer.vae.encode(pixels).latent_dist.mode().flatten(3).permute(0, 2, 3, 1)
         if not len(self.latents):
@@ -70,6 +75,22 @@ def initialize(model: VideoMAR) -> None:
         nn.init.zeros_(module.adaLN_modulation[1].bias)
     nn.init.zeros_(model.diffusion_head.final_layer.linear.weight)
     nn.init.zeros_(model.diffusion_head.final_layer.linear.bias)
+
+
+def resume(start: Path, words: Path) -> VideoMAR:
+    """The checkpoint in `start`, to be trained on with the words of another tokenizer.json.
+
+    Words that both know keep their embeddings, whatever their ids; new words start as small as any does.
+    """
+    model = load_checkpoint(start).train().requires_grad_(True)
+    before, now = (json.loads(file.read_text())["model"]["vocab"] for file in (start / "tokenizer.json", words))
+    with torch.no_grad():
+        rows = model.text_encoder.llm.embed_tokens.weight
+        old = rows.clone()
+        nn.init.normal_(rows, std=0.02)
+        for word in now.keys() & before.keys():
+            rows[now[word]] = old[before[word]]
+    return model
 
 
 def mask_tokens(rows: int, tokens: int) -> Tensor:
@@ -99,32 +120,41 @@ def training_loss(model: VideoMAR, loss: DiffusionLoss, pool: Pool, rows: Tensor
         return loss(model.diffusion_head, x[masked].repeat(NOISE_LEVELS, 1), z[masked].repeat(NOISE_LEVELS, 1))
 
 
-def train_transformer(out: Path, steps: int, minutes: float, seed: int, learning_rate: float = 1.5e-3) -> None:
+def train_transformer(
+    out: Path, steps: int, minutes: float, seed: int, learning_rate: float = 1.5e-3, start: Path | None = None
+) -> None:
     """Train on the tokenizer found in `out` and write the whole checkpoint there, EMA weights.
 
-    The learning rate falls along a cosine over whichever ends first, `steps` or `minutes`.
+    The learning rate falls along a cosine over whichever ends first, `steps` or `minutes`. With `start`, training goes
+    on from that checkpoint, video tokenizer and all, at half the rate.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
+    out.mkdir(parents=True, exist_ok=True)
     write_tokenizer(out / "tokenizer.json")
     words = PromptTokenizer(out / "tokenizer.json", DEMO.text)
-    tokenizer = VideoTokenizer(DEMO.tokenizer)
-    tokenizer.load_state_dict(load_file(out / "video_tokenizer.safetensors"))
-    pool = Pool(tokenizer.eval(), words, POOL, seed + 1)
-    model = VideoMAR(with_scale(DEMO, pool.latents))
-    model.video_tokenizer.load_state_dict(tokenizer.state_dict())
+    if start is not None:
+        model, learning_rate = resume(start, out / "tokenizer.json"), learning_rate / 2
+        pool = Pool(model.video_tokenizer.eval(), words, POOL // 4, seed + 1)
+    else:
+        tokenizer = VideoTokenizer(DEMO.tokenizer)
+        tokenizer.load_state_dict(load_file(out / "video_tokenizer.safetensors"))
+        pool = Pool(tokenizer.eval(), words, POOL, seed + 1)
+        model = VideoMAR(with_scale(DEMO, pool.latents))
+        model.video_tokenizer.load_state_dict(tokenizer.state_dict())
+        initialize(model)
     model.video_tokenizer.requires_grad_(False)
-    initialize(model)
     print(f"latent scale {model.config.tokenizer.latent_scale}, std {pool.latents.std():.3f} unscaled", flush=True)
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers, loss = Optimizers(model), DiffusionLoss(DEMO.head.train_steps)
-    began, step, progress = time.monotonic(), 0, 0.0
+    began, step, progress, warm_up = time.monotonic(), 0, 0.0, 300 if start is None else 100
     smooth: dict[int, float] = {}
     while progress < 1:
         progress = max(step / steps, (time.monotonic() - began) / 60 / minutes)
-        rate = learning_rate * min(1, step / 300) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, progress))))
+        rate = learning_rate * min(1, step / warm_up) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, progress))))
         pool.refresh(FRESH)
-        frame = 1 + int(rng.integers(pool.latents.shape[1] - 1))
+        later = pool.latents.shape[1] - 2
+        frame = 1 + max(0, int(rng.integers(DECIDED_FIRST + later)) - DECIDED_FIRST + 1)
         value = training_loss(model, loss, pool, torch.randint(len(pool.ids), (BATCH,)), frame)
         value.backward()
         optimizers.step(rate)
@@ -133,7 +163,7 @@ def train_transformer(out: Path, steps: int, minutes: float, seed: int, learning
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         smooth[frame] = value.item() if frame not in smooth else 0.99 * smooth[frame] + 0.01 * value.item()
         step += 1
-        if step % 250 == 0 or progress >= 1:
+        if step % 100 == 0 or progress >= 1:
             losses = " ".join(f"frame {f}: {v:.4f}" for f, v in sorted(smooth.items()))
             print(f"step {step} {progress:4.0%} {losses} {(time.monotonic() - began) / 60:.1f} min", flush=True)
             save_checkpoint(average, out)

@@ -201,6 +201,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
     from videomar.artifacts import atomic_write
     from videomar.demo.evaluate import evaluate as measure
+    from videomar.demo.report import as_text
     from videomar.runtime.pipeline import Pipeline
 
     with Pipeline.open(args.directory, threads=args.threads, backend=args.backend) as pipe:
@@ -210,7 +211,8 @@ def evaluate(args: argparse.Namespace) -> int:
                 f"{args.directory} holds {pipe.config.name}, expected a model of the demo world: only there is the "
                 "true future known"
             )
-        with tqdm(total=args.cases, unit="clip", leave=False, delay=2, disable=None) as bar:
+        worlds = 2 if args.given == 1 else 1
+        with tqdm(total=worlds * args.cases, unit="clip", leave=False, delay=2, disable=None) as bar:
             figures = measure(
                 pipe,
                 progress=lambda done: bar.update(),
@@ -220,15 +222,7 @@ def evaluate(args: argparse.Namespace) -> int:
                 size=args.size,
                 given=args.given,
             )
-    print(f"tokenizer reconstruction        {figures['tokenizer_psnr_db']:.2f} dB PSNR")
-    print(f"motion of the prompt followed   {figures['followed']:.1%} of {figures['cases']} clips")
-    print(f"centroid error, mean            {figures['centroid_error_mean']:.2%} of the width")
-    print(
-        f"centroid error, median and max  {figures['centroid_error_median']:.2%}, {figures['centroid_error_max']:.2%}"
-    )
-    print(f"PSNR against the true future    {figures['psnr_mean']:.2f} dB")
-    for motion, row in figures["motions"].items():
-        print(f"  {motion:22} {row['followed']:6.1%} followed, centroid error {row['centroid_error']:.2%}")
+    print("\n".join(as_text(figures)))
     if args.json:  # last, so that a disk that refuses does not take the figures with it
         atomic_write(args.json, json.dumps(figures, indent=2) + "\n")
     return 0
@@ -247,7 +241,7 @@ def train(args: argparse.Namespace) -> int:
     else:
         from videomar.training.transformer import train_transformer
 
-        train_transformer(args.output, args.steps, args.minutes, args.seed)
+        train_transformer(args.output, args.steps, args.minutes, args.seed, start=args.start)
     return 0
 
 

@@ -347,6 +347,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p = command("train", "Train the demo model: the tokenizer first, then the transformer.")
     p.add_argument("part", choices=("tokenizer", "transformer"))
     p.add_argument("-o", "--output", type=Path, required=True, help="checkpoint directory")
+    p.add_argument("--start", type=Path, help="transformer: go on from this checkpoint instead of from nothing")
     p.add_argument(
         "--minutes", type=_number(0, 10**6), default=60, help="the learning rate reaches zero then, or at --steps"
     )

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from videomar.demo.chance import CHANCES
 from videomar.demo.world import (
     BOUNCE_GRAVITY,
     COLORS,
@@ -140,7 +141,8 @@ def test_after_sixteen_frames_a_motion_is_where_its_words_say(motion, last):
 
 def all_prompts():
     scene = scene_of(0)
-    return [replace(scene, color=c, shape=s, motion=m).prompt for c in COLORS for s in SHAPES for m in MOTIONS]
+    motions = (*MOTIONS, *CHANCES)
+    return [replace(scene, color=c, shape=s, motion=m).prompt for c in COLORS for s in SHAPES for m in motions]
 
 
 def test_every_prompts_words_are_in_the_vocabulary_and_no_word_is_idle():
@@ -150,7 +152,7 @@ def test_every_prompts_words_are_in_the_vocabulary_and_no_word_is_idle():
 
 def test_prompts_are_distinct():
     prompts = all_prompts()
-    assert len(prompts) == 6 * 4 * 13 == len(set(prompts))
+    assert len(prompts) == 6 * 4 * (13 + 5) == len(set(prompts))
 
 
 @settings(max_examples=20, deadline=None)

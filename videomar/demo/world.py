@@ -1,15 +1,17 @@
 """The demo world: one coloured shape over a soft gradient, moving as a sentence says.
 
-Endless, seeded and deterministic: the first frame and the sentence decide every later frame, so a generated
-continuation can be measured against the true one. Knows nothing of models.
+Endless and seeded. For most sentences the first frame and the sentence decide every later frame, so a generated
+continuation can be measured against the true one; for those of `chance.CHANCES` the future is drawn. Knows nothing of
+models.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from videomar.demo.chance import CHANCES, draw
 from videomar.errors import InputError
 
 SIZE = 64  # pixels, both ways
@@ -36,6 +38,8 @@ MOTIONS = tuple(f"moves {d} {s}" for d in DIRECTIONS for s in SPEEDS) + (
 FALL_GRAVITY = 0.22  # pixels a frame, squared
 BOUNCE_GRAVITY = 0.5
 RESTITUTION = 0.8  # share of the speed kept at the floor
+DRIFT = 1.1  # pixels a frame
+TURN = 8.0  # frames in which a shape takes on its new colour
 GROWTH = {"grows": 0.6, "shrinks": -0.5}  # change of radius over 16 frames, as a share
 MARGIN = 1.0  # pixels kept free at every edge
 EDGE = 2.0  # pixels over which an outline fades: a soft edge shows sub-pixel motion
@@ -53,6 +57,7 @@ class Scene:
     radius: float
     corner_colors: tuple[tuple[float, float, float], tuple[float, float, float]]
     gradient_angle: float  # radians
+    outcome: str = ""  # which of the motion's futures, where there are several
 
     @property
     def prompt(self) -> str:
@@ -60,11 +65,17 @@ class Scene:
 
 
 def trajectory(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> np.ndarray:
-    """True centre and radius in every frame: [frames, 3] float64 as (x, y, radius), pixels."""
+    """True centre and radius in every frame: [frames, 3] float64 as (x, y, radius), pixels.
+
+    Raises InputError when the motion has several futures and the scene does not say which.
+    """
     t = np.arange(frames, dtype=np.float64)
     x, y, radius = np.full(frames, scene.x), np.full(frames, scene.y), np.full(frames, scene.radius)
-    verb, *rest = scene.motion.split()
-    if verb == "moves":
+    verb, *rest = _happens(scene).split()
+    if verb == "drifts":
+        dx, dy = DIRECTIONS[rest[0]]
+        x, y = x + dx * DRIFT * t, y + dy * DRIFT * t
+    elif verb == "moves":
         (dx, dy), speed = DIRECTIONS[rest[0]], SPEEDS[rest[1]]
         x, y = x + dx * speed * t, y + dy * speed * t
     elif verb == "falls":
@@ -74,6 +85,20 @@ def trajectory(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> np.ndarr
     elif verb in GROWTH:
         radius = radius * (1 + GROWTH[verb] * t / 16)
     return np.stack([x, y, radius], axis=1)
+
+
+def _happens(scene: Scene) -> str:
+    if scene.motion in CHANCES and scene.outcome not in CHANCES[scene.motion]:
+        raise InputError(
+            f"'{scene.motion}' has several futures and the scene's outcome is {scene.outcome!r}, expected one of "
+            f"{', '.join(CHANCES[scene.motion])}; `futures` gives a scene for each"
+        )
+    return scene.outcome or scene.motion
+
+
+def futures(scene: Scene) -> list[Scene]:
+    """The scene once for each future that its sentence may have: one for most, several for those of `CHANCES`."""
+    return [replace(scene, outcome=outcome) for outcome in CHANCES.get(scene.motion, ("",))]
 
 
 def _bounce(start: float, floor: float, frames: int) -> np.ndarray:
@@ -102,13 +127,15 @@ def sample_scene(rng: np.random.Generator, motion: str | None = None, frames: in
     radius = float(rng.uniform(7.5, 11.0))
     if motion == "shrinks":
         radius += 2.5
+    elif motion in CHANCES:
+        radius = float(rng.uniform(9.5, 12.0))  # large, so that many tokens must agree
     # Where can the centre be? Try the motion from the middle of nowhere and see how far it reaches.
     reach = Scene("red", "circle", motion, 0.0, 0.0, radius, ((0,) * 3, (0,) * 3), 0.0)  # type: ignore[arg-type]
     if motion == "bounces":
         low_y, high_y = radius + MARGIN, size - MARGIN - radius - 14.0
         low_x, high_x = radius + MARGIN, size - MARGIN - radius
     else:
-        path = trajectory(reach, frames, size)
+        path = np.concatenate([trajectory(future, frames, size) for future in futures(reach)])
         r = path[:, 2]
         low_x, high_x = (r + MARGIN - path[:, 0]).max(), (size - MARGIN - r - path[:, 0]).min()
         low_y, high_y = (r + MARGIN - path[:, 1]).max(), (size - MARGIN - r - path[:, 1]).min()
@@ -116,8 +143,10 @@ def sample_scene(rng: np.random.Generator, motion: str | None = None, frames: in
             raise InputError(f"'{motion}' does not fit {frames} frames of {size} pixels; ask for fewer frames")
     base = rng.uniform(0.15, 0.40, 3)
     step = rng.uniform(-0.12, 0.12, 3)
+    outcome = draw(rng, motion) if motion in CHANCES else ""
+    colors = [color for color in COLORS if color not in motion.split()]  # a shape turns to another colour than its own
     return Scene(
-        color=list(COLORS)[rng.integers(len(COLORS))],
+        color=colors[rng.integers(len(colors))],
         shape=SHAPES[rng.integers(len(SHAPES))],
         motion=motion,
         x=float(rng.uniform(low_x, high_x)),
@@ -125,6 +154,7 @@ def sample_scene(rng: np.random.Generator, motion: str | None = None, frames: in
         radius=radius,
         corner_colors=(tuple(base - step), tuple(base + step)),  # type: ignore[arg-type]
         gradient_angle=float(rng.uniform(0, 2 * np.pi)),
+        outcome=outcome,
     )
 
 
@@ -150,6 +180,15 @@ def background(scene: Scene, size: int = SIZE) -> np.ndarray:
     return (low + (high - low) * ramp[..., None]).astype(np.float32)
 
 
+def colors(scene: Scene, frames: int = FRAMES) -> np.ndarray:
+    """The shape's colour in every frame: [frames, 3] float64 in 0..1."""
+    own, verb, *rest = np.asarray(COLORS[scene.color]), *_happens(scene).split()
+    if verb != "turns":
+        return np.repeat(own[None], frames, axis=0)
+    turned = np.minimum(np.arange(frames) / TURN, 1)[:, None]
+    return own + turned * (np.asarray(COLORS[rest[0]]) - own)
+
+
 def render(scene: Scene, frames: int = FRAMES, size: int = SIZE, start: int = 0) -> np.ndarray:
     """Draw a clip from frame `start` on: [frames - start, size, size, 3] uint8, RGB."""
     path = trajectory(scene, frames, size)[start:].astype(np.float32)
@@ -158,7 +197,7 @@ def render(scene: Scene, frames: int = FRAMES, size: int = SIZE, start: int = 0)
     dy = axis[None, :, None] - path[:, 1, None, None]
     distance = _signed_distance(scene.shape, dx, dy, path[:, 2, None, None])
     cover = np.clip(0.5 - distance / EDGE, 0, 1)[..., None].astype(np.float32)
-    color = np.asarray(COLORS[scene.color], np.float32)
+    color = colors(scene, frames)[start:, None, None].astype(np.float32)
     clip = background(scene, size)[None] * (1 - cover) + color * cover
     # The gradient overshoots in the corners: clip before the cast, which would wrap.
     return np.clip(np.round(clip * 255), 0, 255).astype(np.uint8)
@@ -166,5 +205,5 @@ def render(scene: Scene, frames: int = FRAMES, size: int = SIZE, start: int = 0)
 
 def vocabulary() -> list[str]:
     """Every word a prompt of this world may hold, in a fixed order."""
-    words = {"a", *COLORS, *SHAPES, *(word for motion in MOTIONS for word in motion.split())}
+    words = {"a", *COLORS, *SHAPES, *(word for motion in (*MOTIONS, *CHANCES) for word in motion.split())}
     return sorted(words)
