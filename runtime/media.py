@@ -109,22 +109,18 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fra
     _check_target(path, VIDEO_SUFFIXES, "for a video (or a directory, for numbered .png pictures)")
     if not 0.1 <= fps <= 1000:
         raise InputError(f"fps is {fps}, expected 0.1 to 1000; 24 is usual")
-    with _whole(path) as temporary:
+    with whole(path) as temporary:
         with _writing(path):
             container = av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=dict(_X264))
         try:
             for index, frame in enumerate(_alike(frames)):
-                even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+                picture = to_picture(frame)
                 if index == 0:
-                    stream.height, stream.width, stream.pix_fmt = even.shape[0], even.shape[1], "yuv420p"
+                    stream.height, stream.width, stream.pix_fmt = picture.height, picture.width, "yuv420p"
                     context = stream.codec_context  # untagged, every player would guess the colours its own way
                     context.color_primaries = context.color_trc = context.colorspace = _BT709
                     context.color_range = _LIMITED
-                rgb = av.VideoFrame.from_ndarray(even, format="rgb24")
-                picture = rgb.reformat(
-                    format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED, interpolation=_SCALE
-                )
                 picture.pts = index
                 with _writing(path):
                     container.mux(stream.encode(picture))
@@ -134,6 +130,13 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fra
         finally:
             with suppress(Exception):  # after a failure closing fails too; the first error is the one to tell
                 container.close()
+
+
+def to_picture(frame: np.ndarray) -> av.VideoFrame:
+    """A frame as an H.264 encoder takes it: [h, w, 3] uint8 RGB -> yuv420p of even size, BT.709, limited range."""
+    even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+    rgb = av.VideoFrame.from_ndarray(even, format="rgb24")
+    return rgb.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED, interpolation=_SCALE)
 
 
 def write_pictures(directory: str | Path, frames: Iterable[np.ndarray]) -> None:
@@ -147,7 +150,7 @@ def write_pictures(directory: str | Path, frames: Iterable[np.ndarray]) -> None:
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             what = "holds files already" if target.is_dir() else "is a file"
             raise InputError(f"{directory} {what}, expected a new or empty directory; empty it or name another")
-    with _whole(directory) as temporary:
+    with whole(directory) as temporary:
         with _writing(directory):
             temporary.mkdir()
         for index, frame in enumerate(_alike(frames)):
@@ -162,7 +165,7 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
     """
     _check(picture, 3)
     _check_target(path, PICTURE_SUFFIXES, "for a picture")
-    with _whole(path) as temporary, _writing(path):
+    with whole(path) as temporary, _writing(path):
         temporary.write_bytes(_encode(Path(path).suffix, picture))
 
 
@@ -248,7 +251,7 @@ def _check_target(path: str | Path, suffixes: tuple[str, ...], purpose: str) -> 
 
 
 @contextmanager
-def _whole(path: str | Path) -> Iterator[Path]:
+def whole(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write a file or directory to: moved to `path` if the block ends well, else removed."""
     target = Path(os.path.realpath(path))  # through links, so that what they point to is replaced and not the link
     with _writing(path):

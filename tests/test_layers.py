@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Folder of each package; those that a later stage brings are here already.
 FOLDERS = {"videomar": "videomar"} | {
-    f"videomar.{n}": n for n in ("export", "runtime", "training", "calibration", "parity")
+    f"videomar.{n}": n for n in ("export", "runtime", "training", "calibration", "parity", "serving")
 }
 
 # Modules that use everything below them: nothing imports them, and they import the rest inside their functions.
@@ -52,8 +52,12 @@ LAYERS = {  # layer -> layers it may import, and packages besides the standard l
     ),
     "parity": ({"vocabulary", "model", "runtime", "parity"}, {"numpy", "cv2", "onnxruntime", "tqdm"}),
     "training": ({"vocabulary", "model", "runtime", "training"}, {"numpy", "torch", "safetensors", "tqdm"}),
+    "serving": (
+        {"vocabulary", "runtime", "serving"},
+        {"numpy", "cv2", "av", "fastapi", "starlette", "uvicorn", "prometheus_client", "sqlalchemy"},
+    ),
     "top": (
-        {"vocabulary", "model", "runtime", "export", "calibration", "parity", "training", "top"},
+        {"vocabulary", "model", "runtime", "export", "calibration", "parity", "training", "serving", "top"},
         {"numpy", "tqdm"},
     ),
 }

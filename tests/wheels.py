@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"videomar": "videomar"} | {
-    f"videomar.{n}": n for n in ("export", "runtime", "training", "calibration", "parity")
+    f"videomar.{n}": n for n in ("export", "runtime", "training", "calibration", "parity", "serving")
 }
 
 

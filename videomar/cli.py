@@ -33,9 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(args, str(error))
     except ModuleNotFoundError as error:
         # The commands that need PyTorch are an extra; anything else missing is a broken installation of ours.
-        if (error.name or "").split(".")[0] not in _EXTRA:
+        extra = next((e for e, names in _EXTRA.items() if (error.name or "").split(".")[0] in names), None)
+        if extra is None:
             raise
-        return _refuse(args, f"needs {error.name}, which is not installed; pip install 'videomar[export]'")
+        return _refuse(args, f"needs {error.name}, which is not installed; pip install 'videomar[{extra}]'")
     except BrokenPipeError:  # the reader of our output (`| head`) has seen enough
         _drop_output()
         return 0
@@ -52,7 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _refuse(args, "the memory does not suffice; ask for fewer --frames or a smaller --height and --width")
 
 
-_EXTRA = ("torch", "diffusers", "transformers", "safetensors", "onnx", "onnxscript")
+_EXTRA = {
+    "export": ("torch", "diffusers", "transformers", "safetensors", "onnx", "onnxscript"),
+    "serve": ("fastapi", "starlette", "uvicorn", "multipart", "python_multipart", "prometheus_client", "sqlalchemy"),
+    "fleet": ("ray", "psycopg"),
+}
 
 
 def _refuse(args: argparse.Namespace, why: str) -> int:
@@ -300,6 +305,13 @@ def replay(args: argparse.Namespace) -> int:
     return run(args)
 
 
+def serve(args: argparse.Namespace) -> int:
+    """Serve clips over HTTP until told to stop."""
+    from videomar.serving.command import run
+
+    return run(args)
+
+
 def doctor(args: argparse.Namespace) -> int:
     """Say what is installed here and what follows."""
     from videomar.runtime.doctor import as_data, as_text, examine
@@ -366,6 +378,7 @@ RUNS: dict[str, Run] = {
     "record": record,
     "replay": replay,
     "bisect": bisect,
+    "serve": serve,
     "doctor": doctor,
     "train": train,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -110,6 +111,56 @@ def _sampling(p: argparse.ArgumentParser) -> None:
         choices=(1, 2),
         help="2: one branch at a time, with half the K/V (default: 2 where only that fits the memory)",
     )
+
+
+def _serving(p: argparse.ArgumentParser) -> None:
+    """Where a server listens, what it keeps and what it allows; defaults as of serving/settings.py."""
+    p.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
+    p.add_argument("--port", type=_whole(0, 65535), default=8000)
+    p.add_argument("--directory", type=Path, default=Path("videomar-jobs"), help="of jobs, inputs and clips")
+    p.add_argument("--database", help="shared with other servers: postgresql+psycopg://... (default: in --directory)")
+    p.add_argument("--in-flight", type=_whole(1, 64), default=2, help="clips that take turns (default 2)")
+    p.add_argument("--api-key-file", type=Path, help="keys, one a line; clients send one as a bearer token")
+    p.add_argument("--no-api-key", action="store_true", help="let everybody who reaches --host use it")
+    p.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="pages elsewhere that may call")
+    p.add_argument(
+        "--keep", type=_time, default=86400.0, help="how long a finished clip stays (default 24h; 0: for ever)"
+    )
+    p.add_argument("--max-disk", type=_bytes, help="bytes of all inputs and clips, such as 20G; the oldest go first")
+    p.add_argument("--memory", type=_bytes, help="bytes that model and clips may take (default: what is free)")
+    p.add_argument("--max-queue", type=_COUNT, default=100, help="jobs that may wait (default 100)")
+    p.add_argument("--max-per-client", type=_COUNT, default=50, help="jobs of one client, unfinished (default 50)")
+    p.add_argument("--max-upload", type=_bytes, default=32 << 20, help="bytes of a request (default 32M)")
+    p.add_argument("--max-pixels", type=_COUNT, default=7680 * 4320, help="of an uploaded picture (default 8K)")
+    p.add_argument("--max-frames", type=_COUNT, default=257, help="pixel frames of a clip (default 257)")
+    p.add_argument("--max-steps", type=_COUNT, default=20_000, help="mask steps of a clip (default 20000)")
+    p.add_argument("--max-prompt", type=_COUNT, default=4000, help="characters (default 4000)")
+    p.add_argument("--grace", type=_number(0, 86400), default=30, help="seconds for clips to finish on SIGTERM")
+    p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
+    p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs it (default: what is best here)")
+
+
+def _measure(pattern: str, units: dict[str, int], expected: str) -> Callable[[str], float]:
+    """A number with a unit."""
+
+    def convert(text: str) -> float:
+        match = re.fullmatch(rf"(\d{{1,12}}(?:\.\d{{1,6}})?)({pattern})", text)
+        if not match:
+            raise argparse.ArgumentTypeError(f"is {text!r:.40}, expected {expected}")
+        return float(match[1]) * units[match[2]]
+
+    return convert
+
+
+def _time(text: str) -> float | None:
+    """Seconds; None for 0."""
+    units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+    return _measure("[smhd]?", units, "a time such as 90s, 15m, 24h or 7d")(text) or None
+
+
+def _bytes(text: str) -> int:
+    units = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+    return int(_measure("[KMGT]?", units, "a size such as 500M, 20G or 1T")(text))
 
 
 class _Size(argparse.Action):
@@ -339,6 +390,12 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("pack", type=Path, help="directory of `videomar record`")
     p.add_argument("directory", type=Path, help="engines or artifacts to verify")
     _reporting(p)
+
+    p = command(
+        "serve", "Serve a page and OpenAI's Videos API: clips are queued, made in turn, seen while they are made."
+    )
+    p.add_argument("artifacts", type=Path, help="artifact or engine directory")
+    _serving(p)
 
     p = command("doctor", "Say what is installed here, what follows, and what mends what is broken.")
     p.add_argument("--json", action="store_true", help="everything, as JSON")

@@ -1,0 +1,138 @@
+"""A request for a clip -> an accepted job: checked whole, before anything is kept. One way in for every endpoint."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from starlette.concurrency import run_in_threadpool
+
+from videomar.config import SamplingConfig
+from videomar.errors import UserError
+from videomar.runtime.media import fit, load_clip
+from videomar.serving.api.asked import Asked, read
+from videomar.serving.api.bodies import REFERENCE
+from videomar.serving.api.errors import ApiError, no_video
+from videomar.serving.jobs import COMPLETED, Job, new_id
+from videomar.serving.keeping.place import CLIP
+from videomar.serving.site import Site, as_json
+
+
+@dataclass(frozen=True)
+class Door:
+    """Lets requests of a site in, or says why not."""
+
+    site: Site
+
+    async def create(self, client: str, fields: Mapping[str, Any], data: bytes | None) -> Job:
+        """A clip of an uploaded picture or clip, or one that goes on where a finished clip ends (`extend`)."""
+        site = self.site
+        self._open()
+        asked = read(fields, site.pipe.config, site.settings.limits)
+        await run_in_threadpool(self._room, client)
+        if (data is None) == (asked.extend is None):
+            what = "is missing" if data is None else "and extend are both given"
+            raise ApiError(400, f"{REFERENCE} {what}, expected a picture or clip to continue", REFERENCE, "missing")
+        if data is not None:
+            try:
+                frames = await site.decoder(data, asked.given)
+            except UserError as error:
+                raise ApiError(400, str(error), REFERENCE, "invalid_value") from None
+        else:
+            frames = await run_in_threadpool(self._end_of, asked)
+        return await run_in_threadpool(self._accept, client, asked, frames, None)
+
+    async def remix(self, client: str, id: str, fields: Mapping[str, Any]) -> Job:
+        """The same picture and options with another prompt, or others of its options."""
+        self._open()
+        return await run_in_threadpool(self._remix, client, id, fields)
+
+    def _remix(self, client: str, id: str, fields: Mapping[str, Any]) -> Job:
+        site = self.site
+        job = site.store.get(id)
+        if job is None:
+            raise no_video(id)
+        self._room(client)
+        kept = {"prompt": job.prompt, "fps": job.fps}
+        asked = read(
+            kept | dict(fields), site.pipe.config, site.settings.limits, SamplingConfig(**json.loads(job.sampling))
+        )
+        try:
+            frames = site.place.given(id)
+        except OSError:
+            raise no_video(id) from None
+        return self._accept(client, asked, frames, id)
+
+    def _open(self) -> None:
+        if self.site.live.stopping:
+            raise ApiError(503, "the server is stopping; ask again in a while", code="stopping", headers=_LATER)
+
+    def _room(self, client: str) -> None:
+        """Raise where the queue, this client's share or the disk is full."""
+        limits = self.site.settings.limits
+        waiting, theirs = self.site.store.unfinished(client)
+        for full, what in (
+            (waiting >= limits.queue, f"{waiting} jobs wait, which is all that may"),
+            (theirs >= limits.client, f"{theirs} of your jobs wait or are made, which is all that may"),
+        ):
+            if full:
+                raise ApiError(429, f"{what}; ask again in a while", code="rate_limit_exceeded", headers=self._later())
+        if self.site.housekeeping.full():
+            raise ApiError(507, "the disk space for clips is used up; delete some", code="disk_full", headers=_LATER)
+
+    def _later(self) -> dict[str, str]:
+        """When the next job is likely to have gone."""
+        a_step = self.site.maker.seconds_a_step or 0.0
+        steps = min((job.steps for job in self.site.maker.busy), default=1)
+        return {"Retry-After": str(max(1, min(600, round(a_step * steps))))}
+
+    def _end_of(self, asked: Asked) -> np.ndarray:
+        """The last frames of a finished clip: as many as make one latent frame and one more, or as are asked for."""
+        id = asked.extend or ""
+        job = self.site.store.get(id)
+        if job is None or job.status != COMPLETED:
+            raise ApiError(400, f"extend is {id!r:.60}, expected the id of a finished clip", "extend", "invalid_value")
+        count = asked.given or 1 + self.site.pipe.config.tokenizer.temporal_stride
+        return load_clip(self.site.place.file(id, CLIP))[-count:]
+
+    def _accept(self, client: str, asked: Asked, frames: np.ndarray, remix_of: str | None) -> Job:
+        site, sampling = self.site, asked.sampling
+        most = site.settings.limits.steps  # asked before the list of steps is made
+        about = sampling.mask_steps * (sampling.frames - len(frames)) // site.pipe.config.tokenizer.temporal_stride
+        if about > most:
+            raise ApiError(
+                400, f"the clip takes {about} steps, expected at most {most}; lower mask_steps", "mask_steps"
+            )
+        if refused := site.budget.refuses(site.budget.need(sampling, len(frames))):
+            raise ApiError(400, refused, code="too_large")
+        given = fit(frames, sampling.height, sampling.width)
+        with site.pipe.start(given, asked.prompt, seed=asked.seed, sampling=sampling) as run:
+            steps = len(run.steps)
+        job = Job(
+            id=new_id(),
+            client=client,
+            prompt=asked.prompt,
+            sampling=as_json(sampling),
+            seed=asked.seed,
+            fps=asked.fps,
+            frames=sampling.frames,
+            width=sampling.width,
+            height=sampling.height,
+            steps=steps,
+            given=len(given),
+            model=site.pipe.config.name,
+            created_at=time.time(),
+            remix_of=remix_of,
+        )
+        site.place.put_given(job.id, given)
+        job = site.store.add(job)
+        site.maker.wake()
+        site.live.changed()
+        return job
+
+
+_LATER = {"Retry-After": "30"}

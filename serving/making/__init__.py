@@ -1,0 +1,1 @@
+"""Who is made next, and making it. Knows nothing of HTTP."""

@@ -1,0 +1,48 @@
+"""Running one server: address, signals, and an orderly end."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+import uvicorn
+
+from videomar.serving.api.app import make_app
+from videomar.serving.site import Site
+
+
+class Server(uvicorn.Server):
+    """Ends with 0 on SIGTERM and SIGINT: takes nothing new, grants the clips in flight their grace, parks the rest."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        settings = site.settings
+        super().__init__(
+            uvicorn.Config(
+                make_app(site),
+                host=settings.host,
+                port=settings.port,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=int(settings.grace) + 5,
+                timeout_keep_alive=30,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, which would raise the signal again at the end."""
+        before = {kind: signal.signal(kind, self.handle_exit) for kind in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal asks, the second one insists."""
+        self.site.maker.stop(0.0 if self.should_exit else self.site.settings.grace)
+        super().handle_exit(sig, frame)
