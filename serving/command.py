@@ -45,8 +45,6 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_of(args)
     site = Site.open(args.artifacts, settings, args.threads, args.backend, args.database)
     print(site.pipe.why)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    print(f"the page is at http://{host}:{settings.port}/, the API at http://{host}:{settings.port}/v1", flush=True)
     server = Server(site)
     server.run()
     return 0 if server.started else 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -17,7 +19,7 @@ class Server(uvicorn.Server):
     """Ends with 0 on SIGTERM and SIGINT: takes nothing new, grants the clips in flight their grace, parks the rest."""
 
     def __init__(self, site: Site) -> None:
-        self.site = site
+        self.site, self.port = site, 0
         settings = site.settings
         super().__init__(
             uvicorn.Config(
@@ -35,12 +37,24 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, which would raise the signal again at the end."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {kind: signal.signal(kind, self.handle_exit) for kind in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for kind, handler in before.items():
                 signal.signal(kind, handler)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, and says where it listens."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for each in server.sockets:
+                host, self.port = each.getsockname()[:2]
+                shown = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+                print(f"the page is at {shown}/, the API at {shown}/v1", flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal asks, the second one insists."""

@@ -123,9 +123,7 @@ def _serving(p: argparse.ArgumentParser) -> None:
     p.add_argument("--api-key-file", type=Path, help="keys, one a line; clients send one as a bearer token")
     p.add_argument("--no-api-key", action="store_true", help="let everybody who reaches --host use it")
     p.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="pages elsewhere that may call")
-    p.add_argument(
-        "--keep", type=_time, default=86400.0, help="how long a finished clip stays (default 24h; 0: for ever)"
-    )
+    p.add_argument("--keep", type=_time, default=86400.0, help="how long a clip stays (default 24h; 0: for ever)")
     p.add_argument("--max-disk", type=_bytes, help="bytes of all inputs and clips, such as 20G; the oldest go first")
     p.add_argument("--memory", type=_bytes, help="bytes that model and clips may take (default: what is free)")
     p.add_argument("--max-queue", type=_COUNT, default=100, help="jobs that may wait (default 100)")
@@ -392,7 +390,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     _reporting(p)
 
     p = command(
-        "serve", "Serve a page and OpenAI's Videos API: clips are queued, made in turn, seen while they are made."
+        "serve", "Serve a page and OpenAI's Videos API: clips queue, take turns, and are seen while they are made."
     )
     p.add_argument("artifacts", type=Path, help="artifact or engine directory")
     _serving(p)

@@ -104,9 +104,8 @@ class Door:
         most = site.settings.limits.steps  # asked before the list of steps is made
         about = sampling.mask_steps * (sampling.frames - len(frames)) // site.pipe.config.tokenizer.temporal_stride
         if about > most:
-            raise ApiError(
-                400, f"the clip takes {about} steps, expected at most {most}; lower mask_steps", "mask_steps"
-            )
+            message = f"the clip takes about {about} steps, expected at most {most}; lower mask_steps"
+            raise ApiError(400, message, "mask_steps", "too_large")
         if refused := site.budget.refuses(site.budget.need(sampling, len(frames))):
             raise ApiError(400, refused, code="too_large")
         given = fit(frames, sampling.height, sampling.width)

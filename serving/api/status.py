@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from videomar.serving.api.errors import ApiError
 from videomar.serving.jobs import QUEUED
 from videomar.serving.site import Site
 
@@ -48,8 +49,6 @@ def routes(site: Site) -> APIRouter:
     @router.get("/v1/models/{name}")
     def one(name: str) -> Response:
         if name != config.name:
-            from videomar.serving.api.errors import ApiError
-
             raise ApiError(404, f"there is no model {name!r:.80}, this server has {config.name}", "model", "not_found")
         return JSONResponse(model())
 

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from videomar.errors import InputError
 from videomar.runtime.media import contact_sheet, load_clip
 from videomar.serving.api.accept import Door
 from videomar.serving.api.asked import whole_number
@@ -73,9 +74,8 @@ def routes(site: Site) -> APIRouter:
         try:
             jobs, more = site.store.page(query.get("after"), limit, order == "desc")
         except KeyError as error:
-            raise ApiError(
-                400, f"after is {error.args[0]!r:.80}, expected a video's id", "after", "not_found"
-            ) from None
+            message = f"after is {error.args[0]!r:.80}, expected a video's id"
+            raise ApiError(400, message, "after", "not_found") from None
         return {
             "object": "list",
             "data": [shown(job) for job in jobs],
@@ -112,7 +112,10 @@ def routes(site: Site) -> APIRouter:
             raise ApiError(409, f"the video is {job.status}, expected completed; ask for its stream", code="not_ready")
         if variant == "video":
             return _clip(site.place, job, {})
-        frames = load_clip(site.place.file(id, CLIP))
+        try:
+            frames = load_clip(site.place.file(id, CLIP))
+        except InputError:
+            raise no_video(id) from None
         picture = (
             frames[len(frames) // 2] if variant == "thumbnail" else contact_sheet(frames[:: len(frames) // 16 + 1], 4)
         )

@@ -95,7 +95,7 @@ class Store:
         return dataclasses.replace(job, **changes)
 
     def beat(self, worker: str, lease: float, steps: dict[str, int]) -> set[str]:
-        """Say how many steps of each of a worker's jobs have run, and that it lives; the jobs that are still its own."""
+        """Say how many steps of each of a worker's jobs have run, and that it lives; those that are still its own."""
         until = self._clock() + lease
         with self._engine.begin() as c:
             for id, step in steps.items():

@@ -1,4 +1,4 @@
-"""One job's clip in the making: the run, its film, the file that grows. Knows nothing of other clips or of the queue."""
+"""One job's clip in the making: the run, its film, the file that grows. Knows nothing of other clips."""
 
 from __future__ import annotations
 

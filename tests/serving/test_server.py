@@ -1,0 +1,345 @@
+"""The API as its clients see it: the real `openai` package against a real server."""
+
+from __future__ import annotations
+
+import base64
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from videomar.runtime.pipeline import Pipeline
+from videomar.serving.making.film import Film, finish
+
+openai = pytest.importorskip("openai", reason="needs the package openai: pip install openai")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+PROMPT = "a red circle falls"
+
+
+def until(true: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """What it gives once that is true."""
+    end = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < end, "it did not come true"
+        time.sleep(0.01)
+    return value
+
+
+@pytest.fixture(scope="module")
+def client(server: Any) -> Any:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (16, 24, 3), np.uint8)
+
+
+def png(seed: int) -> bytes:
+    import cv2
+
+    return cv2.imencode(".png", picture(seed)[..., ::-1])[1].tobytes()
+
+
+def alone(pipe: Pipeline, place: Path, seed: int, image: np.ndarray | None = None, **options: Any) -> bytes:
+    """The mp4 of a clip that the pipeline makes by itself, through the same encoder."""
+    sampling = pipe.config.sampling.but(**options)
+    film, data = Film(sampling.width, sampling.height, 24.0), b""
+    with pipe.start(picture(seed) if image is None else image, PROMPT, seed=seed, **options) as run:
+        for frames in run:
+            data += film.add(frames)
+    (place / "alone.stream").write_bytes(data)
+    finish(place / "alone.stream", place / "alone.mp4")
+    return (place / "alone.mp4").read_bytes()
+
+
+def test_the_official_client_creates_polls_downloads_lists_and_deletes(
+    client: Any, server: Any, tmp_path: Path
+) -> None:
+    video = client.videos.create_and_poll(
+        prompt=PROMPT, input_reference=("start.png", png(3), "image/png"), extra_body={"seed": 3}, poll_interval_ms=50
+    )
+    assert (video.status, video.progress, video.size, video.model) == ("completed", 100, "24x16", "tiny")
+    assert (video.object, video.prompt, video.error) == ("video", PROMPT, None)
+    assert video.created_at <= video.completed_at < video.expires_at
+    data = client.videos.download_content(video.id).read()
+    assert data == alone(server.site.pipe._pipe, tmp_path, 3)
+    assert client.videos.retrieve(video.id).id == video.id
+    assert video.id in [each.id for each in client.videos.list(limit=1)]
+    assert client.videos.delete(video.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.videos.retrieve(video.id)
+    with pytest.raises(openai.NotFoundError):
+        client.videos.download_content(video.id)
+
+
+def test_json_with_a_data_url_asks_for_the_same_clip_as_a_form(server: Any, tmp_path: Path) -> None:
+    url = "data:image/png;base64," + base64.b64encode(png(4)).decode()
+    for reference in (url, {"image_url": url}):
+        asked = {"prompt": PROMPT, "input_reference": reference, "seed": 4, "size": "16x24", "mask_steps": 2}
+        answer = server.http.post("/v1/videos/sync", json=asked)
+        assert answer.status_code == 200 and answer.headers["content-type"] == "video/mp4"
+        assert answer.content == alone(server.site.pipe._pipe, tmp_path, 4, width=16, height=24, mask_steps=2)
+
+
+def test_clips_in_flight_together_are_each_what_they_are_alone(server: Any, tmp_path: Path) -> None:
+    asked = {seed: 9 + 8 * (seed % 3) for seed in range(10, 16)}
+    ids = {seed: server.create(seed, num_frames=frames) for seed, frames in asked.items()}
+    for seed, id in ids.items():
+        assert server.ended(id)["status"] == "completed"
+        data = server.http.get(f"/v1/videos/{id}/content").content
+        assert data == alone(server.site.pipe._pipe, tmp_path, seed, frames=asked[seed])
+
+
+def test_seconds_become_the_nearest_number_of_frames_and_come_back(client: Any, server: Any) -> None:
+    video = client.videos.create(
+        prompt=PROMPT, input_reference=png(0), seconds="2", extra_body={"fps": 8, "mask_steps": 1}
+    )
+    assert server.get(video.id)["num_frames"] == 17 and float(video.seconds) == pytest.approx(17 / 8)
+    client.videos.delete(video.id)
+
+
+def test_parts_of_a_clip_can_be_asked_for_and_only_its_head(server: Any) -> None:
+    id = server.create()
+    server.ended(id)
+    url = f"/v1/videos/{id}/content"
+    whole = server.http.get(url)
+    part = server.http.get(url, headers={"range": "bytes=10-29"})
+    assert part.status_code == 206 and part.content == whole.content[10:30]
+    assert part.headers["content-range"] == f"bytes 10-29/{len(whole.content)}"
+    assert server.http.get(url, headers={"range": "bytes=999999999-"}).status_code == 416
+    head = server.http.head(url)
+    assert head.content == b"" and int(head.headers["content-length"]) == len(whole.content)
+    for variant in ("thumbnail", "spritesheet"):
+        assert server.http.get(url, params={"variant": variant}).content.startswith(b"\x89PNG")
+
+
+def test_the_list_pages_through_all_jobs_without_repeating_one(server: Any) -> None:
+    made = [server.create(seed) for seed in range(5)]
+    for id in made:
+        server.ended(id)
+    seen: list[str] = []
+    after = None
+    while True:
+        page = server.http.get("/v1/videos", params={"limit": 2} | ({"after": after} if after else {})).json()
+        seen += [job["id"] for job in page["data"]]
+        if not page["has_more"]:
+            break
+        after = page["last_id"]
+    assert seen[:5] == made[::-1] and len(seen) == len(set(seen))
+
+
+def test_a_stream_shows_frames_while_the_clip_is_made_and_late_joiners_begin_at_the_start(server: Any) -> None:
+    server.gate.shut()
+    id = server.create(7)
+    steps = server.get(id)["steps"]
+    server.gate.let(steps - 1)  # the last of three latent frames is missing
+    data = b""
+    with server.http.stream("GET", f"/v1/videos/{id}/stream") as answer:
+        assert answer.headers["content-type"].startswith('video/mp4; codecs="avc1.')
+        chunks = answer.iter_raw()
+        while count_frames(data) < 9:
+            data += next(chunks)
+        assert server.get(id)["status"] == "in_progress"
+        with server.http.stream("GET", f"/v1/videos/{id}/stream") as late:
+            later = b""
+            for chunk in late.iter_raw():
+                later += chunk
+                server.gate.open()
+        data += b"".join(chunks)
+    assert later == data and count_frames(data) == 17
+    codec = answer.headers["content-type"].split('"')[1]
+    at = data.index(b"avcC") + 5
+    assert codec == f"avc1.{data[at : at + 3].hex()}"
+
+
+def count_frames(data: bytes) -> int:
+    import io
+
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            return sum(1 for _ in container.decode(video=0))
+    except av.FFmpegError:
+        return 0
+
+
+def test_a_reader_that_takes_nothing_holds_up_nobody(server: Any) -> None:
+    server.gate.shut()
+    id = server.create(8)
+    with server.http.stream("GET", f"/v1/videos/{id}/stream"):
+        server.gate.open()
+        assert server.ended(id)["status"] == "completed"
+
+
+def events(server: Any, id: str) -> Any:
+    with server.http.stream("GET", f"/v1/videos/{id}/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        name = ""
+        for line in answer.iter_lines():
+            if line.startswith("event: "):
+                name = line[7:]
+            if line.startswith("data: "):
+                yield name, json.loads(line[6:])
+
+
+def test_events_tell_the_place_in_the_queue_then_the_steps_then_the_end(server: Any) -> None:
+    server.gate.shut()
+    before = [server.create(0)]
+    until(lambda: server.site.store.counts()["in_progress"] == 1)  # and stands in a step until the gate opens
+    before += [server.create(seed) for seed in (1, 2)]
+    id = server.create(9)
+    told = events(server, id)
+    waits = {"status": "queued", "progress": 0, "steps": server.get(id)["steps"], "position": 2}
+    assert next(told) == ("progress", waits)
+    server.gate.open()
+    rest = list(told)
+    steps = [data["step"] for _, data in rest if "step" in data]
+    assert steps == sorted(steps)
+    assert rest[-1][0] == "done" and rest[-1][1]["status"] == "completed" and rest[-1][1]["progress"] == 100
+    for each in before:
+        server.ended(each)
+
+
+def test_a_deleted_clip_stops_at_its_next_step_and_its_watchers_are_told(server: Any) -> None:
+    server.gate.shut()
+    id = server.create(1)
+    told = events(server, id)
+    while next(told)[1]["status"] != "in_progress":
+        pass
+    (making,) = (m for key, m in server.site.maker._making.items() if key == id)
+    assert server.http.delete(f"/v1/videos/{id}").json() == {"id": id, "object": "video.deleted", "deleted": True}
+    server.gate.let(2)
+    assert list(told)[-1][0] == "gone"
+    server.gate.open()
+    after = server.create(2)
+    assert server.ended(after)["status"] == "completed"
+    assert making.run.done <= 2 and not making.run._open
+    assert id not in server.site.place.ids()
+
+
+def test_a_remix_keeps_picture_and_options_and_says_where_it_comes_from(server: Any, tmp_path: Path) -> None:
+    id = server.create(5, mask_steps=2)
+    answer = server.http.post(f"/v1/videos/{id}/remix", json={"prompt": PROMPT, "seed": 6}).json()
+    assert answer["remixed_from_video_id"] == id and answer["sampling"]["mask_steps"] == 2
+    server.ended(answer["id"])
+    data = server.http.get(f"/v1/videos/{answer['id']}/content").content
+    assert data == alone(server.site.pipe._pipe, tmp_path, 6, picture(5), mask_steps=2)
+
+
+def test_a_clip_goes_on_from_the_last_frames_of_a_finished_one(server: Any) -> None:
+    id = server.create(5)
+    server.ended(id)
+    frames = frames_of(server.http.get(f"/v1/videos/{id}/content").content)
+    answer = server.http.post("/v1/videos", json={"prompt": PROMPT, "extend": id}).json()
+    assert answer["given_frames"] == 9
+    assert np.array_equal(server.site.place.given(answer["id"]), frames[-9:])
+    assert server.ended(answer["id"])["status"] == "completed"
+
+
+def frames_of(data: bytes) -> np.ndarray:
+    import tempfile
+
+    from videomar.runtime.media import load_clip
+
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
+        file.write(data)
+        file.flush()
+        return load_clip(file.name)
+
+
+def test_an_uploaded_clip_is_continued(server: Any) -> None:
+    id = server.create(5)
+    server.ended(id)
+    clip = server.http.get(f"/v1/videos/{id}/content").content
+    answer = server.http.post("/v1/videos", data={"prompt": PROMPT}, files={"input_reference": ("a.mp4", clip)})
+    assert answer.json()["given_frames"] == 9
+    server.ended(answer.json()["id"])
+
+
+def test_models_health_and_figures_are_told(server: Any) -> None:
+    (model,) = server.http.get("/v1/models").json()["data"]
+    assert (model["id"], model["task"], model["precision"]) == ("tiny", "image-to-video", "fp32")
+    assert server.http.get("/v1/models/tiny").json() == model
+    assert server.http.get("/health").status_code == server.http.get("/ready").status_code == 200
+    server.ended(server.create())
+    text = server.http.get("/metrics").text
+    for name in (
+        "videomar_queue_length 0.0",
+        'videomar_clips_total{outcome="completed"}',
+        "videomar_first_frame_seconds_count",
+        "videomar_clip_seconds_count",
+        'videomar_stage_seconds_total{stage="head"}',
+        "videomar_memory_bytes",
+        "videomar_steps_total",
+    ):
+        assert name in text
+
+
+def test_a_full_queue_and_a_full_share_say_when_to_come_again(serve: Callable[..., Any]) -> None:
+    server = serve(queue=2, client=4, in_flight=1)
+    server.gate.shut()
+    server.create()
+    until(lambda: server.site.store.counts()["in_progress"] == 1)
+    server.create(), server.create()
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
+    with pytest.raises(openai.RateLimitError) as failure:
+        client.videos.create(prompt=PROMPT, input_reference=png(0))
+    assert int(failure.value.response.headers["retry-after"]) >= 1
+    assert failure.value.code == "rate_limit_exceeded"
+
+
+def test_a_clip_that_never_fits_is_refused_and_one_that_does_not_fit_now_waits(serve: Callable[..., Any]) -> None:
+    server = serve(in_flight=4)
+    budget = server.site.budget
+    one = budget.need(server.site.pipe.config.sampling, 1)
+    object.__setattr__(budget, "total", one.shared + 2 * one.own)
+    refused = server.http.post(
+        "/v1/videos", data={"prompt": PROMPT, "num_frames": "257"}, files={"input_reference": png(0)}
+    )
+    assert refused.status_code == 400 and "memory" in refused.json()["error"]["message"]
+    server.gate.shut()
+    ids = [server.create(seed) for seed in range(3)]
+    server.gate.let(2)  # clips enter between steps
+    states = {"in_progress": 2, "queued": 1}
+    while (now := {k: v for k, v in server.site.store.counts().items() if v}) != states:
+        assert now.get("in_progress", 0) <= 2
+    server.gate.open()
+    assert [server.ended(id)["status"] for id in ids] == ["completed"] * 3
+
+
+def test_keys_are_asked_for_everywhere_but_at_the_page_and_the_probes(serve: Callable[..., Any]) -> None:
+    server = serve(keys=("k" * 20, "another key of 20 ch".replace(" ", "-")))
+    for path in ("/", "/health", "/ready"):
+        assert server.http.get(path).status_code == 200
+    for path in ("/v1/videos", "/v1/models", "/metrics", "/v1/videos/x/stream", "/nothing"):
+        answer = server.http.get(path)
+        assert answer.status_code == 401 and answer.json()["error"]["type"] == "authentication_error"
+        assert server.http.get(path, headers={"authorization": "Bearer wrong"}).status_code == 401
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="k" * 20)
+    assert client.videos.list().data == []
+
+
+def test_pages_of_other_places_and_other_names_of_this_machine_are_refused(server: Any) -> None:
+    for headers in ({"origin": "https://evil.example"}, {"host": "evil.example"}, {"origin": "null"}):
+        answer = server.http.get("/v1/videos", headers=headers)
+        assert answer.status_code == 403, headers
+        assert "access-control-allow-origin" not in answer.headers
+    assert server.http.get("/v1/videos", headers={"origin": server.url}).status_code == 200
+
+
+def test_every_answer_carries_the_safe_headers_and_names_no_server(server: Any) -> None:
+    for path in ("/", "/v1/videos", "/nothing", "/v1/videos/video_x"):
+        headers = server.http.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
+        assert "default-src 'none'" in headers["content-security-policy"] and "server" not in headers
+
+
+def test_a_prompt_that_the_model_cannot_read_is_said_in_words_of_the_api(server: Any) -> None:
+    answer = server.http.post("/v1/videos", data={"prompt": "zebra " * 3}, files={"input_reference": png(0)})
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and set(error) == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error" and "zebra" in error["message"]
