@@ -113,7 +113,7 @@ class Upsample(nn.Module):
             x = x.repeat_interleave(2, dim=2)
             x = self.conv1(x) + x
         if self.spatial:
-            x = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
+            x = x.repeat_interleave(2, dim=4).repeat_interleave(2, dim=3)  # short copies where there are fewer
             x = self.conv2(x) + x
         return self.conv3(x)
 
