@@ -156,7 +156,7 @@ def _generator(case: Case) -> torch.Generator:
 
 def _text_encoder(model: Model, case: Case, prefix: int) -> tuple[Feeds, Feeds]:
     ids = torch.randint(model.config.text.vocab_size, (1, prefix + case.text), generator=_generator(case))
-    states = model.text_encoder(ids, torch.ones_like(ids))[:, prefix:]
+    states = model.text_encoder.prompt_states(ids, prefix)
     return {"ids": ids.numpy()}, {"states": states.numpy()}
 
 

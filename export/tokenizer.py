@@ -16,7 +16,7 @@ class TextStates(nn.Module):
         self.encoder, self.prefix = source, prefix
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.encoder(ids)[:, self.prefix :]
+        return self.encoder.prompt_states(ids, self.prefix)
 
 
 class Encode(nn.Module):

@@ -155,9 +155,16 @@ class TextKeyValues(nn.Module):
 
     def __init__(self, source: Transformer) -> None:
         super().__init__()
-        self.context_embed, self.fake_latent = source.context_embed, source.fake_latent
+        self.context_embed, self.fake_latent, self.text = source.context_embed, source.fake_latent, source.text
         self.attentions = nn.ModuleList(b.attn2 for b in source.decoder_blocks)
 
     def forward(self, states: Tensor) -> tuple[Tensor, ...]:
-        context = torch.cat([self.context_embed(states), self.fake_latent[:, : states.shape[1]]])
+        context = torch.cat([self.context_embed(states), self._no_text(states.shape[1])])
         return tuple(t for a in self.attentions for t in a.key_value(context))
+
+    def _no_text(self, tokens: int) -> Tensor:
+        if self.text.first_row(0) == 0:
+            return self.fake_latent[:, :tokens]
+        # A slice that starts where the length says is more than the tracer follows.
+        rows = torch.arange(tokens) + self.text.first_row(tokens)
+        return self.fake_latent.index_select(1, rows)

@@ -26,7 +26,7 @@ class TorchBackend:
 
     @torch.inference_mode()
     def encode_text(self, ids: np.ndarray) -> np.ndarray:
-        return self.model.text_encoder(torch.from_numpy(ids))[:, self.prefix :].numpy()
+        return self.model.text_encoder.prompt_states(torch.from_numpy(ids), self.prefix).numpy()
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ class TorchClip:
         self._model, self._plan = model, plan
         context = model.transformer.text_context(torch.from_numpy(np.asarray(states, np.float32)))
         if plan.branches == 2:
-            context = torch.cat([context, model.transformer.fake_latent[:, : context.shape[1]]])
+            context = torch.cat([context, model.transformer.no_text(context.shape[1])])
         self._text = model.transformer.text_key_values(context)
         self._past: list[KeyValue] | None = None
         self._schedule = DiffusionSchedule(plan.timesteps, plan.coefficients)

@@ -21,10 +21,17 @@ class PromptTokenizer:
             raise ArtifactError(
                 f"{file} cannot be read as a tokenizer ({error}); export the checkpoint again"
             ) from None
+        self._tokenizer.no_padding()  # which the file may hold; padding is never computed
+        self._tokenizer.no_truncation()
         self._config = config
         # Encoded apart from the prompt, so that no merge across the seam moves the cut.
         self._system = list(self._tokenizer.encode(config.system_prompt, add_special_tokens=False).ids)
         self.prefix = len(self._system)
+        if self.prefix != config.system_tokens:
+            raise ArtifactError(
+                f"{file}: the system prompt has {self.prefix} tokens, expected the {config.system_tokens} of the "
+                "config; import the checkpoint again"
+            )
 
     def __call__(self, prompt: str) -> np.ndarray:
         """Ids of system prompt and prompt: [1, length] int64, no padding.

@@ -60,6 +60,7 @@ def tiny_config() -> ModelConfig:
             max_positions=64,
             max_tokens=8,
             system_prompt="still a white square ",
+            system_tokens=4,
         ),
         transformer=TransformerConfig(width=32, depth=2, heads=2, head_dim=16, rope_split=(8, 4, 4)),
         head=HeadConfig(width=48, depth=2, time_features=32, train_steps=20),

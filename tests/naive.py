@@ -279,15 +279,21 @@ def generate(
     clip: float | None = 2.0,
     train_steps: int = 1000,
     window: int = 10**9,
+    padding_side: str = "right",
 ) -> Array:
-    """Given latents [C, given, rows, columns], text states [L, text width] -> latents [C, frames, rows, columns]."""
+    """Given latents [C, given, rows, columns], text states [L, text width] -> latents [C, frames, rows, columns].
+
+    padding_side: where the prompt was padded to the rows of `fake_latent`; one mask chooses the tokens of both branches.
+    """
     channels, given, rows, columns = latents.shape
     size = rows * columns
     clip_tokens = np.zeros((frames, size, channels))
     for f in range(given):
         clip_tokens[f] = latents[:, f].reshape(channels, size).T
     context = linear(w, "context_embed", states)
-    nothing = w["fake_latent"][0, : len(states)]
+    place = np.arange(w["fake_latent"].shape[1])
+    real = place < len(states) if padding_side == "right" else place >= len(place) - len(states)
+    nothing = w["fake_latent"][0][real]
     left = still_masked(size, mask_steps)
     for f in range(given, frames):
         order = list(noise.order(f, size))

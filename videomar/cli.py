@@ -110,6 +110,7 @@ def export(args: argparse.Namespace) -> int:
 def import_(args: argparse.Namespace) -> int:
     """Turn the official weights into a checkpoint directory."""
     from videomar.export.importing import import_checkpoint
+    from videomar.export.importing.system_prompt import read_system_prompt
 
     imported = import_checkpoint(
         args.transformer,
@@ -117,9 +118,14 @@ def import_(args: argparse.Namespace) -> int:
         args.text,
         args.output,
         weights=args.weights,
-        system_prompt=args.system_prompt,
+        system_prompt=read_system_prompt(args.system_prompt_file) if args.system_prompt_file else None,
+        no_system_prompt=args.no_system_prompt,
+        plain_qwen2=args.plain_qwen2,
+        text_positions=args.text_positions,
         rope_split=tuple(args.rope_split) if args.rope_split else None,
         tokenizer_strides=tuple(args.tokenizer_strides) if args.tokenizer_strides else None,
+        frames=args.frames,
+        size=args.size,
         force=args.force,
     )
     print(f"wrote {args.output}")

@@ -53,6 +53,28 @@ class TextConfig:
     max_positions: int = 32768
     max_tokens: int = 300  # of the prompt; the system prompt comes on top
     system_prompt: str = ""  # put in front of the prompt; its positions are dropped from the result
+    system_tokens: int = 0  # of the system prompt
+    # Prompts were padded to max_tokens in training. Padding is masked, so it is never computed here; what is left of
+    # it is which rows of `fake_latent` a prompt's tokens meet (the first on "right", the last on "left") and, on the
+    # left, whether its positions are counted too ("padded") or not ("masked").
+    padding_side: str = "right"
+    positions: str = "padded"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("padding_side", ("right", "left")), ("positions", ("padded", "masked"))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"text {name} is {getattr(self, name)!r}, expected {' or '.join(choices)}")
+        if self.system_tokens < 0:
+            raise ConfigError(f"system_tokens is {self.system_tokens}, expected 0 or more")
+
+    def gap(self, tokens: int) -> int:
+        """Positions between the system prompt and a prompt of so many tokens."""
+        left, padded = self.padding_side == "left", self.positions == "padded"
+        return self.max_tokens - tokens if left and padded else 0
+
+    def first_row(self, tokens: int) -> int:
+        """The first of the rows of `fake_latent` that stand for a prompt of so many tokens."""
+        return self.max_tokens - tokens if self.padding_side == "left" else 0
 
 
 @dataclass(frozen=True)

@@ -187,14 +187,29 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p = command("import", "Turn the official weights into a checkpoint directory.")
     p.add_argument("--transformer", type=Path, required=True, help="VideoMAR's .pth or .safetensors")
     p.add_argument("--tokenizer", type=Path, required=True, help="Cosmos: a diffusers directory or NVIDIA's archives")
-    p.add_argument("--text", type=Path, required=True, help="a Qwen2-family transformers directory")
+    p.add_argument("--text", type=Path, required=True, help="Qwen2-VL-1.5B-Instruct, a transformers directory")
     p.add_argument("-o", "--output", type=Path, required=True, help="checkpoint directory to write")
     p.add_argument("--weights", choices=("ema", "model"), default="ema")
-    p.add_argument("--system-prompt", default="", help="put in front of every prompt; its positions are dropped")
+    words = p.add_mutually_exclusive_group()
+    words.add_argument(
+        "--system-prompt-file", type=Path, metavar="FILE", help="put in front of every prompt, byte for byte"
+    )
+    words.add_argument("--no-system-prompt", action="store_true", help="do without, even at the released sizes")
+    p.add_argument(
+        "--plain-qwen2", action="store_true", help="take a Qwen2 or Qwen2.5 text model, which the release does not have"
+    )
+    p.add_argument(
+        "--text-positions",
+        choices=("padded", "masked"),
+        default="padded",
+        help="where prompts are padded on the left: whether padding counts as positions (default padded)",
+    )
     p.add_argument(
         "--rope-split", type=_COUNT, nargs=3, metavar=("FRAME", "ROW", "COLUMN"), help="head channels an axis"
     )
     p.add_argument("--tokenizer-strides", type=_COUNT, nargs=2, metavar=("SPACE", "TIME"))
+    p.add_argument("--frames", type=_COUNT, help="pixel frames to generate by default, 1 + 8k (default 25)")
+    p.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="to generate by default (default 480x768)")
     p.add_argument("--force", action="store_true")
 
     p = command("export", "Write a checkpoint's graphs as ONNX and check each against PyTorch.")

@@ -16,7 +16,7 @@ from videomar.errors import ArtifactError, InputError
 from videomar.export.importing.reading import Tensors, count, read_pickle, read_safetensors, shape
 
 HEAD = "diffloss.net."
-UNUSED = ".scale_shift_table"  # in every block of the file, in no computation
+UNUSED = ("scale_shift_table", "index_cond_embed")  # in some blocks or checkpoints, in no computation
 CHOICES = {"ema": ("model_ema", "model"), "model": ("model",)}
 
 
@@ -43,9 +43,10 @@ def read_videomar(path: Path, weights: str = "ema") -> tuple[Tensors, str]:
                 f"{path}: {name!r:.60} is {type(value).__name__}, expected a tensor: "
                 "the file should hold 'model_ema', 'model' or be a state dict"
             )
-    ignored = [name for name in state if name.endswith(UNUSED)]
-    if ignored:
-        note += f", {len(ignored)} unused {UNUSED[1:]} left out"
+    ignored = {name: unused for name in state for unused in UNUSED if unused in name.split(".")}
+    for unused in UNUSED:
+        if number := list(ignored.values()).count(unused):
+            note += f", {number} unused {unused} left out"
     return {name: value for name, value in state.items() if name not in ignored}, note
 
 

@@ -84,7 +84,7 @@ class TorchSide:
 
     def _text(self, given: dict[str, Tensor], tell: Tell) -> None:
         with hooked(self._model.text_encoder, lambda name, value: tell(f"encoder.{name}", value)):
-            tell("states", self._model.text_encoder(given["ids"])[:, self._prefix :])
+            tell("states", self._model.text_encoder.prompt_states(given["ids"], self._prefix))
 
     def _text_key_values(self, given: dict[str, Tensor], tell: Tell) -> None:
         t = self._model.transformer
@@ -98,7 +98,7 @@ class TorchSide:
 
         with hooked(t, forward):
             context = t.text_context(given["states"])
-            context = torch.cat([context, t.fake_latent[:, : context.shape[1]]])
+            context = torch.cat([context, t.no_text(context.shape[1])])
             for i, (key, value) in enumerate(t.text_key_values(context)):
                 tell(f"text_key_{i}", key)
                 tell(f"text_value_{i}", value)

@@ -1,4 +1,4 @@
-"""What users have, with random weights at a small size: VideoMAR's checkpoint, Cosmos tokenizers, a Qwen2 model.
+"""What users have, with random weights at a small size: VideoMAR's checkpoint, Cosmos tokenizers, Qwen2-VL.
 
 Knows the layouts of others; knows nothing of how they are imported.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ import torch
 from diffusers import AutoencoderKLCosmos
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 
 def load(name: str, path: Path) -> ModuleType:
@@ -63,25 +64,45 @@ def write_cosmos(directory: Path, **others: Any) -> None:
     vae.save_pretrained(directory)
 
 
-def write_qwen(directory: Path, model: type = Qwen2ForCausalLM, **others: Any) -> None:
+LANGUAGE: dict[str, Any] = {
+    "vocab_size": 12, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 40, "max_position_embeddings": 64,
+}  # fmt: skip
+
+
+def write_qwen(directory: Path, side: str | None = None, **others: Any) -> None:
+    """A Qwen2-VL repository: language model, vision tower, words, and on which side they are padded."""
     torch.manual_seed(0)
-    config = Qwen2Config(
-        **{
-            "vocab_size": 12, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-            "num_key_value_heads": 2, "intermediate_size": 40, "max_position_embeddings": 64,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, **others,
-        }
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 1]}
+    language = {**LANGUAGE, "rms_norm_eps": 1e-6, "rope_parameters": rope, **others}
+    config = Qwen2VLConfig(
+        text_config=language, image_token_id=10, video_token_id=11, vision_start_token_id=9, vision_end_token_id=9,
+        vision_config={"depth": 1, "embed_dim": 16, "hidden_size": language["hidden_size"], "num_heads": 2},
     )  # fmt: skip
-    model(config).save_pretrained(directory)
+    Qwen2VLForConditionalGeneration(config).save_pretrained(directory)
+    write_words(directory, side)
+
+
+def write_plain_qwen(directory: Path, model: type = Qwen2ForCausalLM, **others: Any) -> None:
+    """A text model of the same names and sizes: the look-alike."""
+    torch.manual_seed(0)
+    rope = {"rope_type": "default", "rope_theta": 1e6}
+    model(Qwen2Config(**{**LANGUAGE, "rope_parameters": rope, **others})).save_pretrained(directory)
+    write_words(directory)
+
+
+def write_words(directory: Path, side: str | None = None) -> None:
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(directory / "tokenizer.json"))
+    said = {"tokenizer_class": "Qwen2Tokenizer"} | ({"padding_side": side} if side else {})
+    (directory / "tokenizer_config.json").write_text(json.dumps(said))
 
 
-def write_all(directory: Path) -> None:
+def write_all(directory: Path, side: str | None = None) -> None:
     write_videomar(directory / "videomar.pth")
     write_cosmos(directory / "cosmos")
-    write_qwen(directory / "qwen")
+    write_qwen(directory / "qwen", side)
 
 
 # ---- NVIDIA's archives

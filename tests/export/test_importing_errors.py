@@ -134,6 +134,13 @@ def test_heads_that_do_not_split_evenly_need_the_split(inputs: Path) -> None:
     refused(inputs, "rope_split is (4, 4, 2)", rope_split=(4, 4, 2))
 
 
+def test_frames_and_sizes_that_no_clip_has_are_refused(inputs: Path) -> None:
+    refused(inputs, "frames is 24, expected 1 + 8k", "--frames", frames=24)
+    refused(inputs, "frames is 1,", "--frames", frames=1)
+    refused(inputs, "size is 256x250, expected multiples of 16", "--size", size=(256, 250))
+    refused(inputs, "positions is 'counted', expected padded or masked", text_positions="counted")
+
+
 def test_other_dictionaries_and_options_are_refused(inputs: Path) -> None:
     refused(inputs, "'best'", "ema or model", weights="best")
     torch.save({"model_ema": made.official(2)}, inputs / "videomar.pth")
@@ -301,16 +308,18 @@ def test_code_in_an_archive_is_refused_and_not_run(inputs: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "parts"),
     [
-        ({"model_type": "llama"}, ("model_type is 'llama'", "Qwen2")),
-        ({"model_type": "qwen2_vl"}, ("model_type is 'qwen2_vl'",)),
+        ({"model_type": "llama"}, ("model_type is 'llama'", "Qwen2-VL")),
+        ({"model_type": "qwen2"}, ("model_type is 'qwen2', expected 'qwen2_vl'", "--plain-qwen2")),
+        ({"model_type": "qwen2_5_vl"}, ("model_type is 'qwen2_5_vl'",)),
         ({"model_type": None}, ("model_type is None",)),
         ({"quantization_config": {"bits": 4}}, ("quantised", "original")),
         ({"hidden_act": "gelu"}, ("hidden_act is 'gelu'",)),
         ({"rms_norm_eps": 1e-5}, ("rms_norm_eps is 1e-05, expected 1e-06",)),
         ({"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}, ("use_sliding_window is True",)),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0}}, ("rope_type is 'yarn'",)),
-        ({"num_hidden_layers": 3}, ("config.json is no whole qwen2 config", "layer_types")),
-        ({"num_hidden_layers": 3, "layer_types": None}, ("lacks the tensor 'layers.2.self_attn.q_proj.weight'",)),
+        ({"rope_parameters": {"rope_theta": 1e6, "mrope_section": [1, 1]}}, ("sum of mrope_section is 2, expected 3",)),
+        ({"num_hidden_layers": 3}, ("config.json is no whole qwen2_vl config", "layer_types")),
+        ({"num_hidden_layers": 3, "layer_types": None}, ("lacks the tensor 'model.layers.2.self_attn.q_proj.weight'",)),
         ({"num_attention_heads": 5}, ("width left over by the heads is 4",)),
         ({"hidden_size": "wide"}, ("config.json",)),
         ({"vocab_size": 9}, ("tokenizer.json has token 9", "less than the model's 9")),
@@ -320,7 +329,14 @@ def test_code_in_an_archive_is_refused_and_not_run(inputs: Path) -> None:
 def test_a_language_model_that_ours_cannot_compute_is_refused(
     inputs: Path, values: dict[str, Any], parts: tuple[str]
 ) -> None:
-    edit(inputs / "qwen" / "config.json", **values)
+    file = inputs / "qwen" / "config.json"
+    within = json.loads(file.read_text())["text_config"]
+    sizes = {
+        k: v
+        for k, v in {**within, **values}.items()
+        if v is not None and k not in ("model_type", "quantization_config")
+    }
+    edit(file, text_config=sizes, **{k: v for k, v in values.items() if k in ("model_type", "quantization_config")})
     refused(inputs, "qwen", *parts)
 
 
@@ -328,7 +344,9 @@ def test_missing_or_foreign_files_of_a_language_model_are_refused(inputs: Path) 
     qwen = inputs / "qwen"
     state = load_file(qwen / "model.safetensors")
     save_file({**state, "model.layers.0.mlp.up_proj.weight_scale": torch.ones(1)}, qwen / "model.safetensors")
-    refused(inputs, "unknown tensor 'layers.0.mlp.up_proj.weight_scale'")
+    refused(inputs, "unknown tensor 'model.layers.0.mlp.up_proj.weight_scale'")
+    save_file({**state, "adapter.weight": torch.ones(1)}, qwen / "model.safetensors")
+    refused(inputs, "unknown tensor 'adapter.weight'")
     (qwen / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "b.safetensors"}}))
     (qwen / "model.safetensors").unlink()
     refused(inputs, "b.safetensors does not exist")
@@ -339,6 +357,7 @@ def test_missing_or_foreign_files_of_a_language_model_are_refused(inputs: Path) 
     (qwen / "model.safetensors.index.json").unlink()
     (qwen / "b.safetensors").unlink()
     refused(inputs, "no model.safetensors", ".bin")
+    save_file(state, qwen / "model.safetensors")
     (qwen / "tokenizer.json").write_text("{}")
     refused(inputs, "tokenizer.json is no tokenizer")
     (qwen / "tokenizer.json").unlink()

@@ -56,20 +56,19 @@ CLIPS = {
     "three given frames, another grid": Clip((3, 2), 3, 4, 2.0, text=7),
     "a window of one frame": Clip((1, 3), 1, 4, 3.0, window=1),
 }
-MODELS = {  # the second: other depth, width, heads and rotary split; in-place K/V
-    "three heads of 16, portable": ({}, made.SPLIT, "portable"),
-    "one head of 32, three blocks, native": (
-        {"depth": 3, "heads": 1, "head_dim": 32, "head_width": 40, "head_depth": 1}, (16, 8, 8), "native",
-    ),
+OTHER = {"depth": 3, "heads": 1, "head_dim": 32, "head_width": 40, "head_depth": 1}
+MODELS = {  # the second: other depth, width, heads and rotary split; in-place K/V; prompts padded on the left
+    "three heads of 16, portable": ({}, made.SPLIT, "portable", "right"),
+    "one head of 32, three blocks, native, padded on the left": (OTHER, (16, 8, 8), "native", "left"),
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS.keys())
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, OrtBackend, tuple]:
     """(weights as the file has them, the exported graphs on ONNX Runtime, rotary split)."""
-    sizes, split, emitter = request.param
+    sizes, split, emitter, side = request.param
     place = tmp_path_factory.mktemp("official")
-    made.write_all(place)
+    made.write_all(place, side)
     weights = made.official(2, **sizes)
     torch.save({"model": made.official(1, **sizes), "model_ema": weights}, place / "videomar.pth")
     import_checkpoint(place / "videomar.pth", place / "cosmos", place / "qwen", place / "checkpoint", rope_split=split)
@@ -97,7 +96,7 @@ def test_a_whole_clip_equals_the_naive_one(model: tuple[dict, OrtBackend, tuple]
     got = np.stack(list(sample_frames(backend, steps, states, latents, SeededNoise(0)))[clip.given :], axis=1)
     expected = made.naive.generate(
         weights, latents.astype(float), states[0].astype(float), SeededNoise(0), split, clip.frames, 2, HEAD_STEPS,
-        clip.guidance, window=clip.window or 10**9,
+        clip.guidance, window=clip.window or 10**9, padding_side=backend.config.text.padding_side,
     )[:, clip.given :]  # fmt: skip
     assert 0.1 < np.abs(expected).mean() < 30
     assert np.linalg.norm(got - expected) / np.linalg.norm(expected) < 1e-4

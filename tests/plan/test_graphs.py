@@ -53,7 +53,7 @@ def parts(config: ModelConfig) -> Iterator[tuple[str, int]]:
 
     with torch.device("meta"):
         t = config.transformer
-        transformer = Transformer(t, config.text.width, config.text.max_tokens)
+        transformer = Transformer(t, config.text)
         head = DiffusionHead(config.head, t.token_channels, t.width)
         vae = VideoTokenizer(config.tokenizer).vae
         text = TextEncoder(config.text)

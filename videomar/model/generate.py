@@ -44,9 +44,9 @@ def generate(
     h, w = clip.shape.rows, clip.shape.columns
     done = [latents[0, :, f].flatten(1).T for f in range(given)]  # each [S, C]
 
-    context = model.transformer.text_context(model.text_encoder(ids)[:, prefix:])
+    context = model.transformer.text_context(model.text_encoder.prompt_states(ids, prefix))
     if sampling.guidance_scale != 1:
-        context = torch.cat([context, model.transformer.fake_latent[:, : context.shape[1]]])
+        context = torch.cat([context, model.transformer.no_text(context.shape[1])])
     text = model.transformer.text_key_values(context)
     branches = context.shape[0]
 

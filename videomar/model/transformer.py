@@ -1,6 +1,6 @@
 """The VideoMAR transformer, written like the paper; parameter names and packing are the official checkpoint's.
 
-Knows nothing of sampling, diffusion or text encoders. All shapes: batch B, sequence S, heads H, head width D.
+Knows nothing of sampling, diffusion or how text is encoded. All shapes: batch B, sequence S, heads H, head width D.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from videomar.config import TransformerConfig
+from videomar.config import TextConfig, TransformerConfig
 
 KeyValue = tuple[Tensor, Tensor]  # each [B, H, length, D]
 
@@ -134,13 +134,13 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Tokens of one or more frames, some masked, in; a condition vector for the diffusion head a token, out."""
 
-    def __init__(self, config: TransformerConfig, text_width: int, max_text_tokens: int) -> None:
+    def __init__(self, config: TransformerConfig, text: TextConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.text = config, text
         self.z_proj = nn.Linear(config.token_channels, config.width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.context_embed = nn.Linear(text_width, config.width)
-        self.fake_latent = nn.Parameter(torch.zeros(1, max_text_tokens, config.width))
+        self.context_embed = nn.Linear(text.width, config.width)
+        self.fake_latent = nn.Parameter(torch.zeros(1, text.max_tokens, config.width))
         self.decoder_blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.decoder_norm = nn.LayerNorm(config.width, eps=1e-6)
 
@@ -149,7 +149,12 @@ class Transformer(nn.Module):
         context = self.context_embed(states)
         if drop is None:
             return context
-        return torch.where(drop[:, None, None], self.fake_latent[:, : states.shape[1]], context)
+        return torch.where(drop[:, None, None], self.no_text(states.shape[1]), context)
+
+    def no_text(self, tokens: int) -> Tensor:
+        """The context [1, tokens, W] that stands for "no text" beside a prompt of so many tokens."""
+        first = self.text.first_row(tokens)
+        return self.fake_latent[:, first : first + tokens]
 
     def text_key_values(self, context: Tensor) -> list[KeyValue]:
         """Cross-attention K/V of every block for a context [B, L, W]."""

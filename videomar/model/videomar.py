@@ -30,7 +30,7 @@ class VideoMAR(nn.Module):
         t = config.transformer
         self.video_tokenizer = VideoTokenizer(config.tokenizer)
         self.text_encoder = TextEncoder(config.text)
-        self.transformer = Transformer(t, config.text.width, config.text.max_tokens)
+        self.transformer = Transformer(t, config.text)
         self.diffusion_head = DiffusionHead(config.head, t.token_channels, t.width)
 
     def randomize(self, seed: int) -> VideoMAR:
@@ -124,7 +124,7 @@ class PartsOfCheckpoint:
             if part == "text_encoder":
                 return TextEncoder(c.text)
             if part == "transformer":
-                return Transformer(t, c.text.width, c.text.max_tokens)
+                return Transformer(t, c.text)
             return DiffusionHead(c.head, t.token_channels, t.width)
 
     def _read(self, part: str) -> nn.Module:

@@ -106,7 +106,6 @@ def tapes(request: Request, backend: str) -> dict[str, Tape]:
         return Tape(mode(request, backend), fused)
 
     largest = Pass(request.branches_at_once, request.tokens, request.seen * request.tokens, text, predicted)
-    prefix = len(c.text.system_prompt.split())  # about; the words are the tokenizer's
     made = {
         graphs.TEXT_KEY_VALUES: text_key_values(t, c.text.width, c.text.max_tokens, text, new()),
         graphs.TOKENIZER_ENCODER: encoder(c.tokenizer, request.given, s.height, s.width, new()),
@@ -116,7 +115,7 @@ def tapes(request: Request, backend: str) -> dict[str, Tape]:
         graphs.HEAD_STEP: head_step(c.head, t, rows, predicted, new()),
     }
     if not request.text_embeddings:
-        made = {graphs.TEXT_ENCODER: text_encoder(c.text, prefix + text, new()), **made}
+        made = {graphs.TEXT_ENCODER: text_encoder(c.text, c.text.system_tokens + text, new()), **made}
     return made
 
 
