@@ -70,11 +70,13 @@ class Pipeline:
         backend: str = "auto",
         lean: bool = False,
         memory_check: bool = True,
+        whole_prompt: bool = False,
     ) -> Pipeline:
         """Load an artifact directory of `videomar export` or `videomar build` on a backend (choose.py) that runs it.
 
         lean: load each graph when it is first needed and let the text encoder go once it has been used: less memory,
-        for a process that makes one clip. memory_check: refuse clips that need more memory than is free.
+        for a process that makes one clip. memory_check: refuse clips that need more memory than is free. whole_prompt:
+        refuse a prompt that is longer than the model's text tokens, instead of cutting it with the warning PromptCut.
         Raises ArtifactError when a file is missing, altered or of another version, UserError for an impossible backend.
         """
         directory = Path(directory)
@@ -86,7 +88,7 @@ class Pipeline:
         manifest = read_manifest(directory)
         require_graphs(directory, manifest)
         verify(directory, manifest, hashes=check_hashes)
-        tokenizer = PromptTokenizer(directory / "tokenizer.json", manifest.config.text)
+        tokenizer = PromptTokenizer(directory / "tokenizer.json", manifest.config.text, whole_prompt)
         chosen, why = choose(directory, manifest, backend, threads, lean)
         check = MemoryCheck(manifest, lean) if memory_check and chosen.name == BACKEND else None
         return Pipeline(manifest.config, chosen, tokenizer, why, check)

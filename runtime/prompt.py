@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,15 @@ from videomar.config import TextConfig
 from videomar.errors import ArtifactError, InputError
 
 
+class PromptCut(UserWarning):
+    """A prompt was longer than the model's text tokens, and its end is not read."""
+
+
 class PromptTokenizer:
     """System prompt + prompt -> ids; knows how many leading positions belong to the system prompt."""
 
-    def __init__(self, file: Path, config: TextConfig) -> None:
+    def __init__(self, file: Path, config: TextConfig, whole: bool = False) -> None:
+        """whole: refuse a prompt that is too long, instead of cutting it as the model's authors do."""
         try:
             self._tokenizer = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises plain Exception
@@ -23,7 +29,7 @@ class PromptTokenizer:
             ) from None
         self._tokenizer.no_padding()  # which the file may hold; padding is never computed
         self._tokenizer.no_truncation()
-        self._config = config
+        self._config, self._whole = config, whole
         # Encoded apart from the prompt, so that no merge across the seam moves the cut.
         self._system = list(self._tokenizer.encode(config.system_prompt, add_special_tokens=False).ids)
         self.prefix = len(self._system)
@@ -36,7 +42,8 @@ class PromptTokenizer:
     def __call__(self, prompt: str) -> np.ndarray:
         """Ids of system prompt and prompt: [1, length] int64, no padding.
 
-        Raises InputError for an empty prompt, one of too many tokens, or words the vocabulary lacks.
+        A prompt of too many tokens is cut with the warning PromptCut, unless it has to be whole.
+        Raises InputError for an empty prompt, one that is too long, or words the vocabulary lacks.
         """
         if not isinstance(prompt, str):
             raise InputError(f"the prompt is a {type(prompt).__name__}, expected a sentence that says what happens")
@@ -53,6 +60,9 @@ class PromptTokenizer:
         count = len(encoding.ids)
         if count < 1:
             raise InputError("the prompt holds no words, expected a sentence that says what happens; give --prompt")
-        if count > self._config.max_tokens:
-            raise InputError(f"the prompt has {count} tokens, expected at most {self._config.max_tokens}; shorten it")
-        return np.array([self._system + encoding.ids], np.int64)
+        most = self._config.max_tokens
+        if count > most and self._whole:
+            raise InputError(f"the prompt has {count} tokens, expected at most {most}; shorten it")
+        if count > most:
+            warnings.warn(f"the prompt has {count} tokens, of which the model reads {most}", PromptCut, stacklevel=2)
+        return np.array([self._system + encoding.ids[:most]], np.int64)

@@ -227,6 +227,15 @@ def test_an_earlier_video_is_replaced(tiny_artifacts: Path, picture: Path, out: 
     assert (out / "clip.mp4").stat().st_size > 1000
 
 
+def test_a_prompt_that_is_too_long_is_cut_and_noted_in_one_line(
+    tiny_artifacts: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("embed", tiny_artifacts, "--prompt", "a " * 9, "-o", out / "prompt.npz") == 0
+    said = capsys.readouterr()
+    assert said.err == "videomar embed: note: the prompt has 9 tokens, of which the model reads 8\n"
+    assert "8 tokens of 16 numbers" in said.out
+
+
 @pytest.mark.parametrize("shape", [(64, 64), (64, 64, 4), (64, 64, 1), (37, 101, 3), (1, 1, 3), (300, 20, 4)], ids=str)
 def test_grey_transparent_and_other_size_pictures_are_accepted(
     shape: tuple[int, ...], tiny_artifacts: Path, tmp_path: Path, out: Path
@@ -400,7 +409,7 @@ OPTIONS = {
     "blank prompt": (("--prompt", " \t"), "prompt is empty"),
     "prompt of no words": (("--prompt", "..."), "holds no words"),
     "unknown word": (("--prompt", "a pink circle falls"), "pink", "knows", "purple"),
-    "long prompt": (("--prompt", "a " * 1000), "1000 tokens", "at most"),
+    "long prompt": (("--whole-prompt", "--prompt", "a " * 1000), "1000 tokens", "at most"),
     "prompt that is no text": (("--prompt", "a red \udcff circle"), "UTF-8"),
 }
 

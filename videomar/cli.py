@@ -6,8 +6,9 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -63,6 +64,14 @@ _EXTRA = {
 def _refuse(args: argparse.Namespace, why: str) -> int:
     print(f"videomar {args.command}: {why}", file=sys.stderr)
     return 2
+
+
+@contextmanager
+def _noting(args: argparse.Namespace) -> Iterator[None]:
+    """Show what the runtime warns of as one line of the command."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"videomar {args.command}: note: {message}", file=sys.stderr)
+        yield
 
 
 def _drop_output() -> None:
@@ -149,7 +158,9 @@ def generate(args: argparse.Namespace) -> int:
         raise InputError("give either --prompt (a sentence) or --text-embeddings (a file of `videomar embed`)")
     as_video = args.output.suffix != ""
     options = {"threads": args.threads, "backend": args.backend, "memory_check": not args.no_memory_check}
+    options["whole_prompt"] = args.whole_prompt
     with ExitStack() as stack:
+        stack.enter_context(_noting(args))
         pipe = stack.enter_context(Pipeline.open(args.directory, lean=True, **options))
         print(pipe.why)
         prompt = args.prompt
@@ -190,7 +201,8 @@ def embed(args: argparse.Namespace) -> int:
     """Write a prompt's text states, so that whoever generates needs no text encoder."""
     from videomar.runtime.pipeline import Pipeline
 
-    with Pipeline.open(args.directory, threads=args.threads, backend=args.backend, lean=True) as pipe:
+    options = {"threads": args.threads, "backend": args.backend, "whole_prompt": args.whole_prompt}
+    with _noting(args), Pipeline.open(args.directory, lean=True, **options) as pipe:
         embedding = pipe.embed(args.prompt)
     embedding.save(args.output)
     print(f"{args.output}: {embedding.states.shape[1]} tokens of {embedding.states.shape[2]} numbers")

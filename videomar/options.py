@@ -61,6 +61,7 @@ def _size(text: str) -> tuple[int, int]:
     return _whole(1, 16384)(height), _whole(1, 16384)(width if both else height)
 
 
+_WHOLE = "refuse a prompt that is longer than the model's text tokens, instead of cutting it"
 _COUNT, _PIXELS, _THREADS, _SEED = _whole(1), _whole(1, 16384), _whole(1, 1024), _whole(0, 2**63 - 1)
 
 
@@ -248,6 +249,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p = command("embed", "Write a prompt's text states to a file, so that a board needs no text encoder.")
     p.add_argument("directory", type=Path, help="artifact directory of `videomar export`")
     p.add_argument("--prompt", required=True, help="a sentence that says what happens")
+    p.add_argument("--whole-prompt", action="store_true", help=_WHOLE)
     p.add_argument("-o", "--output", type=Path, required=True, help="an .npz")
     p.add_argument("--threads", type=_THREADS)
     p.add_argument("--backend", choices=BACKENDS, default="auto")
@@ -258,6 +260,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--video", type=Path, help="a video file or a directory of pictures to continue instead")
     p.add_argument("--given", type=_COUNT, default=9, help="frames taken from --video, 1 + 8k (default 9)")
     p.add_argument("--prompt", help="a sentence that says what happens")
+    p.add_argument("--whole-prompt", action="store_true", help=_WHOLE)
     p.add_argument("--text-embeddings", type=Path, help="instead of --prompt: a file of `videomar embed`")
     p.add_argument("-o", "--output", type=Path, required=True, help="an .mp4, or a directory for PNG frames")
     _sampling(p)

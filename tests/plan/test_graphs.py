@@ -164,3 +164,10 @@ def test_three_layers_tell_the_memory_of_all(backend: str) -> None:
 def test_decoding_a_longer_clip_needs_no_larger_decoder() -> None:
     short, long = (tapes(request(DEMO, frames=n), "ort-cpu")[graphs.TOKENIZER_DECODER] for n in (17, 129))
     assert long.peak(Arena) < 1.1 * short.peak(Arena)
+
+
+def test_the_text_encoder_is_given_the_tokens_of_the_system_prompt_too() -> None:
+    words = dataclasses.replace(PRESETS["demo"].text, system_prompt="one two", system_tokens=7)
+    config = dataclasses.replace(PRESETS["demo"], text=words)
+    first = tapes(Request(config, config.sampling, text=5), "ort-cpu")[graphs.TEXT_ENCODER].ops[0]
+    assert first.output.elements == 12 * words.width
