@@ -283,7 +283,7 @@ def generate(
 ) -> Array:
     """Given latents [C, given, rows, columns], text states [L, text width] -> latents [C, frames, rows, columns].
 
-    padding_side: where the prompt was padded to the rows of `fake_latent`; one mask chooses the tokens of both branches.
+    padding_side: where the prompt was padded to the rows of `fake_latent`; one mask serves both branches.
     """
     channels, given, rows, columns = latents.shape
     size = rows * columns

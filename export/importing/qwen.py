@@ -48,7 +48,7 @@ def read_qwen(directory: Path, max_tokens: int, plain: bool = False) -> Language
     if kind == PLAIN and not plain:
         raise ArtifactError(
             f"{source}: model_type is {PLAIN!r}, expected {RELEASED!r}: a text model of the same names and sizes is "
-            "not what the release was trained with; give a Qwen2-VL repository, or --plain-qwen2 to take it all the same"
+            "not what the release was trained with; give a Qwen2-VL repository, or --plain-qwen2 to take it anyway"
         )
     if kind not in (PLAIN, RELEASED):
         raise ArtifactError(

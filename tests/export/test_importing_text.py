@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,6 +28,7 @@ from videomar.export.importing.words import padding_side
 from videomar.export.onnx_files import save
 from videomar.graphs import TEXT_ENCODER, TEXT_KEY_VALUES, contract
 from videomar.model.videomar import load_checkpoint
+from videomar.runtime.backends.ort_session import open_session
 from videomar.runtime.prompt import PromptTokenizer
 
 torch.set_num_threads(1)
@@ -308,7 +308,7 @@ def test_states_are_those_of_the_padded_prompt(padded: tuple[str, str, Path], to
     with torch.no_grad():
         got = load_checkpoint(place / "checkpoint").text_encoder.prompt_states(ids, PREFIX)[0]
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
-    graph = onnxruntime.InferenceSession(place / f"{TEXT_ENCODER}.onnx", providers=["CPUExecutionProvider"])
+    graph = open_session(place / f"{TEXT_ENCODER}.onnx")
     (exported,) = graph.run(None, {"ids": ids.numpy()})
     assert np.abs(exported[0] - expected.numpy()).max() < 1e-6
 
@@ -329,7 +329,7 @@ def test_the_second_branch_sees_the_rows_that_the_mask_lets_through(padded: tupl
     torch.testing.assert_close(model.no_text(tokens), rows, rtol=0, atol=0)
     with torch.no_grad():
         pairs = model.text_key_values(rows)
-    graph = onnxruntime.InferenceSession(place / f"{TEXT_KEY_VALUES}.onnx", providers=["CPUExecutionProvider"])
+    graph = open_session(place / f"{TEXT_KEY_VALUES}.onnx")
     states = np.ones((1, tokens, made.SIZES["text_width"]), np.float32)
     names = [output.name for output in graph.get_outputs()]
     found = dict(zip(names, graph.run(names, {"states": states}), strict=True))
