@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import re
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"torch", "onnx", "onnx-ir", "onnxscript", "diffusers", "transformers", "safetensors"}
+APACHE = "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
 
 
 def load_wheels() -> ModuleType:
@@ -86,6 +88,14 @@ def test_the_wheel_makes_the_command_and_asks_for_the_export_packages_only_as_an
     assert always and not {requirement(line) for line in always} & HEAVY
     entry_points = wheel.read(metadata.replace("METADATA", "entry_points.txt")).decode()
     assert "videomar = videomar.cli:main" in entry_points
+
+
+def test_the_wheel_says_its_licence_and_holds_its_whole_text(wheel: zipfile.ZipFile) -> None:
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    fields = Parser().parsestr(wheel.read(metadata).decode())
+    assert fields["License-Expression"] == "Apache-2.0" and fields.get_all("License-File") == ["LICENSE"]
+    text = wheel.read(metadata.replace("METADATA", "licenses/LICENSE"))
+    assert hashlib.sha256(text).hexdigest() == APACHE, "not the text of apache.org/licenses/LICENSE-2.0.txt"
 
 
 def test_no_folder_is_importable_by_its_bare_name(tmp_path: Path) -> None:
