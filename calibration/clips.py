@@ -15,7 +15,8 @@ import numpy as np
 
 from videomar.demo.world import MOTIONS, render, sample_scene
 from videomar.errors import InputError
-from videomar.runtime.media import PICTURE_SUFFIXES, load_clip, load_picture
+from videomar.runtime.media import PICTURE_SUFFIXES, load_picture
+from videomar.runtime.recording import load_clip
 
 DEMO_SEED = 2 * 10**9  # training draws from small seeds, the evaluation from 10**9
 

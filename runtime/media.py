@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
 import av
@@ -25,8 +25,8 @@ from videomar.errors import InputError
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4",)
 
-_BT709, _LIMITED, _FULL = 1, 1, 2  # colour matrix and ranges, as FFmpeg numbers them
-_SCALE = 4 | 0x40000 | 0x2000  # bicubic, accurate rounding (else every colour is a level too dark), full chroma
+_BT709, _LIMITED, FULL_RANGE = 1, 1, 2  # colour matrix and ranges, as FFmpeg numbers them
+SCALING = 4 | 0x40000 | 0x2000  # bicubic, accurate rounding (else every colour is a level too dark), full chroma
 
 
 def load_picture(path: str | Path) -> np.ndarray:
@@ -35,11 +35,16 @@ def load_picture(path: str | Path) -> np.ndarray:
     Grey becomes RGB, 16-bit and float pictures 8-bit; what is transparent is laid over white, as on a page.
     Raises InputError for a file that is missing or that OpenCV cannot decode.
     """
-    with _reading(path, "a picture"):
-        data = np.frombuffer(Path(path).read_bytes(), np.uint8)
-    picture = _decode(data)
+    with reading(path, "a picture"):
+        data = Path(path).read_bytes()
+    return decode_picture(data, str(path))
+
+
+def decode_picture(data: bytes, name: str) -> np.ndarray:
+    """The bytes of a picture file as `load_picture` gives them; `name` is what an error calls them."""
+    picture = _decode(np.frombuffer(data, np.uint8))
     if picture is None:
-        raise InputError(f"{path} is not a picture OpenCV can read, expected PNG, JPEG, WebP, BMP or TIFF; convert it")
+        raise InputError(f"{name} is not a picture OpenCV can read, expected PNG, JPEG, WebP, BMP or TIFF; convert it")
     picture = picture.reshape(*picture.shape[:2], -1)
     if picture.dtype != np.uint8 or _has_alpha(picture):
         full = np.iinfo(picture.dtype).max if picture.dtype.kind in "iu" else 1
@@ -50,29 +55,6 @@ def load_picture(path: str | Path) -> np.ndarray:
     if picture.shape[2] == 1:
         return np.repeat(picture, 3, axis=2)
     return np.ascontiguousarray(picture[..., ::-1])  # OpenCV's order is BGR
-
-
-def load_clip(path: str | Path, frames: int | None = None) -> np.ndarray:
-    """The first frames (all if None) of a video file or a directory of pictures: [frames, height, width, 3] uint8 RGB.
-
-    Pictures are taken by name, numbers in names as numbers (2.png before 10.png); other files are passed over.
-    The rotation a phone writes beside the video is applied. All of the frames asked for are held in memory.
-    Raises InputError for what cannot be read, lacks frames or changes size on the way.
-    """
-    if frames is not None and frames < 1:
-        raise InputError(f"frames is {frames}, expected at least 1; ask for more")
-    clip: list[np.ndarray] = []
-    for name, frame in islice(_pictures(Path(path)) if Path(path).is_dir() else _decoded(Path(path)), frames):
-        if clip and frame.shape != clip[0].shape:
-            (height, width), (h, w) = frame.shape[:2], clip[0].shape[:2]
-            raise InputError(f"{name} is {width}x{height}, expected {w}x{h} like the frames before; make them one size")
-        clip.append(frame)
-    wanted = 1 if frames is None else frames
-    if len(clip) < wanted:
-        raise InputError(
-            f"{path} holds {len(clip)} frames, expected at least {wanted}; give a longer clip or ask for fewer"
-        )
-    return np.stack(clip)
 
 
 def to_pixels(frames: np.ndarray) -> np.ndarray:
@@ -136,7 +118,7 @@ def to_picture(frame: np.ndarray) -> av.VideoFrame:
     """A frame as an H.264 encoder takes it: [h, w, 3] uint8 RGB -> yuv420p of even size, BT.709, limited range."""
     even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
     rgb = av.VideoFrame.from_ndarray(even, format="rgb24")
-    return rgb.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED, interpolation=_SCALE)
+    return rgb.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED, interpolation=SCALING)
 
 
 def write_pictures(directory: str | Path, frames: Iterable[np.ndarray]) -> None:
@@ -201,8 +183,9 @@ def _encode(suffix: str, picture: np.ndarray) -> bytes:
     return cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]))[1].tobytes()
 
 
-def _pictures(directory: Path) -> Iterator[tuple[Path, np.ndarray]]:
-    with _reading(directory, "a directory of pictures"):
+def pictures(directory: Path) -> Iterator[tuple[Path, np.ndarray]]:
+    """The pictures of a directory by name, numbers as numbers (2.png before 10.png); other files are passed over."""
+    with reading(directory, "a directory of pictures"):
         files = [f for f in directory.iterdir() if f.suffix.lower() in PICTURE_SUFFIXES and not f.name.startswith(".")]
     for file in sorted(sorted(files), key=_by_number):
         yield file, load_picture(file)
@@ -211,17 +194,6 @@ def _pictures(directory: Path) -> Iterator[tuple[Path, np.ndarray]]:
 def _by_number(file: Path) -> list[str | int]:
     # Text and digits take turns in the split, so like is compared with like.
     return [int(part) if index % 2 else part for index, part in enumerate(re.split(r"(\d+)", file.name))]
-
-
-def _decoded(file: Path) -> Iterator[tuple[str, np.ndarray]]:
-    # An open file, not a name: FFmpeg would take "a:b.mp4" for a protocol. Tags in other encodings are none of ours.
-    with _reading(file, "a video"), file.open("rb") as data, av.open(data, metadata_errors="ignore") as container:
-        if not container.streams.video:
-            raise InputError(f"{file} has no video stream, expected a video; check the file")
-        for index, frame in enumerate(container.decode(video=0)):
-            # RGB is full range; saying so makes PyAV before 17 heed the video's own colour matrix.
-            picture = frame.to_ndarray(format="rgb24", dst_color_range=_FULL, interpolation=_SCALE)
-            yield f"frame {index} of {file}", np.rot90(picture, round(frame.rotation / 90))
 
 
 def _check(frames: np.ndarray, *ranks: int) -> None:
@@ -272,8 +244,14 @@ def _telling(path: str | Path, verb: str, wanted: str) -> Iterator[None]:
         raise InputError(f"{path} cannot be {verb} ({error.strerror}), expected {wanted}") from None
 
 
-def _reading(path: str | Path, wanted: str) -> AbstractContextManager[None]:
-    return _telling(path, "read", f"{wanted}; check the path")
+@contextmanager
+def reading(path: str | Path, wanted: str) -> Iterator[None]:
+    """Tell what the system or FFmpeg says of a path as InputError; refuse what waits for a writer, such as a pipe."""
+    with _telling(path, "read", f"{wanted}; check the path"):
+        kind = os.stat(path).st_mode
+        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            raise InputError(f"{path} is a pipe, socket or device, expected {wanted}; copy it to a file and give that")
+        yield
 
 
 def _writing(path: str | Path) -> AbstractContextManager[None]:

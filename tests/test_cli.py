@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import av
@@ -28,8 +29,10 @@ from videomar.demo.world import render, sample_scene
 from videomar.graphs import GRAPHS, contract
 from videomar.options import parser
 from videomar.runtime.backends.ort_decoder import OrtDecoder
-from videomar.runtime.media import load_clip, write_pictures, write_video
+from videomar.runtime.media import write_pictures, write_video
 from videomar.runtime.pipeline import Pipeline
+from videomar.runtime.recording import load_clip
+from videomar.runtime.resize import fit
 
 PROMPT = "a red circle falls"
 # The least work, and more than any test waits for.
@@ -194,9 +197,34 @@ def test_a_clip_is_continued_with_exactly_the_frames_of_the_pipeline(
     options = ("--frames", 17, "--mask-steps", 2, "--head-steps", 2, "--seed", 3, "--threads", 1)
     command = ("generate", tiny_artifacts, "--video", given, "--given", 9, "--prompt", PROMPT, *options)
     assert run(*command, "-o", out / "frames") == 0
+    source = load_clip(given)
+    last = source[::2] if kind == "mp4" else source[-9:]  # 24 a second for a model of 12; pictures have its rate
     with Pipeline.open(tiny_artifacts, threads=1) as pipe:
-        frames = pipe.stream(load_clip(given, 9), PROMPT, frames=17, mask_steps=2, head_steps=2, seed=3)
+        frames = pipe.stream(last, PROMPT, frames=17, mask_steps=2, head_steps=2, seed=3)
         np.testing.assert_array_equal(load_clip(out / "frames"), np.stack(list(frames)))
+
+
+def test_start_chooses_the_given_frames_and_join_puts_what_comes_before_them_in_front(
+    tiny_artifacts: Path, clip: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_video(out.parent / "clip.mp4", load_clip(clip), 24)
+    options = ("--frames", 17, "--mask-steps", 2, "--head-steps", 2, "--no-resample", "--start", 6 / 24)
+    command = ("generate", tiny_artifacts, "--video", out.parent / "clip.mp4", "--prompt", PROMPT, *options)
+    assert run(*command, "-o", out / "alone") == 0 == run(*command, "--join", "-o", out / "joined")
+    alone, joined = load_clip(out / "alone"), load_clip(out / "joined")
+    size = default_size(tiny_artifacts)
+    np.testing.assert_array_equal(joined, np.concatenate([fit(load_clip(out.parent / "clip.mp4", 6), *size), alone]))
+    assert "joined: 23 frames" in capsys.readouterr().out
+
+
+def test_a_picture_comes_through_standard_input(
+    tiny_artifacts: Path, picture: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, source in (("file", picture), ("piped", "-")):
+        monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(picture.read_bytes())))
+        command = ("generate", tiny_artifacts, "--image", source, "--prompt", PROMPT, *LEAST)
+        assert run(*command, "-o", out / f"{name}.mp4") == 0
+    assert (out / "file.mp4").read_bytes() == (out / "piped.mp4").read_bytes()
 
 
 def test_the_same_seed_gives_the_same_video_and_another_seed_another(
@@ -537,6 +565,7 @@ CLIPS = {
     "more given than there are": (("--given", 25, "--frames", 33), "holds 17 frames", "25"),
     "nothing left to generate": (("--given", 17), "frames is 17", "such as 25"),
     "both": (("--image", "start.png"), "--image", "--video"),
+    "a start beyond its end": (("--start", 60), "60 s on", "expected"),
 }
 
 

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from tqdm import tqdm
 
+    from videomar.config import SamplingConfig
     from videomar.runtime.clip import ClipRun
 
 
@@ -149,11 +151,13 @@ def generate(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from videomar.runtime.embedding import PromptEmbedding
-    from videomar.runtime.media import load_clip, write_pictures, write_video
+    from videomar.runtime.media import write_pictures, write_video
     from videomar.runtime.pipeline import Pipeline
 
     if (args.image is None) == (args.video is None):
-        raise InputError("give either --image (a picture) or --video (a clip whose first --given frames are continued)")
+        raise InputError("give either --image (a picture) or --video (a clip whose last --given frames are continued)")
+    if args.image and (args.join or args.start is not None or args.no_resample):
+        raise InputError("--join, --start and --no-resample are for --video, got --image; leave them away")
     if (args.prompt is None) == (args.text_embeddings is None):
         raise InputError("give either --prompt (a sentence) or --text-embeddings (a file of `videomar embed`)")
     as_video = args.output.suffix != ""
@@ -166,10 +170,13 @@ def generate(args: argparse.Namespace) -> int:
         prompt = args.prompt
         if args.text_embeddings is not None:
             prompt = PromptEmbedding.load(args.text_embeddings, pipe.config.text)
-        given = load_clip(args.video, args.given) if args.video else args.image
-        run = stack.enter_context(pipe.start(given, prompt, seed=args.seed, **sampling_options(args)))
+        sampling = pipe.config.sampling.but(**sampling_options(args))
+        given, earlier = _given(args, pipe.config.sampling.fps, sampling)
+        run = stack.enter_context(pipe.start(given, prompt, seed=args.seed, sampling=sampling))
         bar = tqdm(total=len(run.steps), unit="step", leave=False, delay=2, disable=None, bar_format=_BAR)
-        frames = _shown(run, stack.enter_context(bar))
+        joined = count()
+        before = (frame for frame, _ in zip(earlier, joined, strict=False))
+        frames = chain(before, _shown(run, stack.enter_context(bar)))
         if as_video:
             write_video(args.output, frames, run.clip.sampling.fps)
         else:
@@ -177,13 +184,33 @@ def generate(args: argparse.Namespace) -> int:
     timing, sampling, made = run.timing, run.clip.sampling, run.shown - run.given
     total = timing.total
     print(
-        f"{args.output}: {run.shown} frames of {sampling.width}x{sampling.height}; first generated frame after "
-        f"{timing.first_frame:.2f} s, all after {total:.2f} s, {made / total:.1f} generated frames/s"
+        f"{args.output}: {next(joined) + run.shown} frames of {sampling.width}x{sampling.height}; first generated "
+        f"frame after {timing.first_frame:.2f} s, all after {total:.2f} s, {made / total:.1f} generated frames/s"
     )
     spent = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in timing.seconds.items())
     print(f"time in {spent}, rest {total - sum(timing.seconds.values()):.2f} s")
     _print_peak_memory()
     return 0
+
+
+def _given(
+    args: argparse.Namespace, rate: float, sampling: SamplingConfig
+) -> tuple[Path | np.ndarray, Iterator[np.ndarray]]:
+    """The picture or frames to continue, and with --join what comes before them, in the clip's size."""
+    from videomar.runtime.media import decode_picture
+    from videomar.runtime.recording import Recording
+    from videomar.runtime.resize import fit
+
+    if args.video is None:
+        piped = str(args.image) == "-"
+        return decode_picture(sys.stdin.buffer.read(), "standard input") if piped else args.image, iter(())
+    recording = Recording(args.video, rate, not args.no_resample)
+    excerpt = recording.excerpt(args.given, args.start)
+    for note in recording.notes:
+        print(note, file=sys.stderr)
+    size = sampling.height, sampling.width, sampling.fit
+    before = (fit(frame, *size) for frame in recording.before(excerpt.first)) if args.join else iter(())
+    return excerpt.frames, before
 
 
 def _shown(run: ClipRun, bar: tqdm[NoReturn]) -> Iterator[np.ndarray]:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from videomar.errors import InputError
 from videomar.runtime import media
+from videomar.runtime.recording import load_clip
 
 FPS = 24
 
@@ -126,7 +127,7 @@ def test_what_is_no_picture_is_told_in_one_line(tmp_path: Path, content: bytes) 
 
 
 def test_missing_files_and_directories_are_told_in_one_line(tmp_path: Path) -> None:
-    for load in (media.load_picture, media.load_clip):
+    for load in (media.load_picture, load_clip):
         with pytest.raises(InputError, match="No such file") as error:
             load(tmp_path / "nowhere.png")
         one_line(error)
@@ -144,37 +145,37 @@ def test_a_directory_is_read_by_number_and_other_files_are_passed_over(tmp_path:
         (tmp_path / f"f{index}.png").write_bytes(png(frames[index], 2))
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / ".hidden.png").write_text("no picture")
-    np.testing.assert_array_equal(media.load_clip(tmp_path), frames)
-    np.testing.assert_array_equal(media.load_clip(tmp_path, frames=3), frames[:3])
+    np.testing.assert_array_equal(load_clip(tmp_path), frames)
+    np.testing.assert_array_equal(load_clip(tmp_path, frames=3), frames[:3])
 
 
 def test_a_clip_too_short_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds 0 frames") as error:
-        media.load_clip(tmp_path)
+        load_clip(tmp_path)
     one_line(error)
     media.write_video(tmp_path / "c.mp4", noise(3, 16, 16), FPS)
     media.write_pictures(tmp_path / "c", noise(3, 16, 16))
     for source in ("c", "c.mp4"):
-        assert len(media.load_clip(tmp_path / source, frames=3)) == 3
+        assert len(load_clip(tmp_path / source, frames=3)) == 3
         with pytest.raises(InputError, match="holds 3 frames, expected at least 4") as error:
-            media.load_clip(tmp_path / source, frames=4)
+            load_clip(tmp_path / source, frames=4)
         one_line(error)
     with pytest.raises(InputError, match="frames is 0"):
-        media.load_clip(tmp_path / "c.mp4", frames=0)
+        load_clip(tmp_path / "c.mp4", frames=0)
 
 
 def test_pictures_of_different_sizes_are_no_clip(tmp_path: Path) -> None:
     media.write_picture(tmp_path / "a.png", noise(4, 6))
     media.write_picture(tmp_path / "b.png", noise(4, 8))
     with pytest.raises(InputError, match=r"b\.png is 8x4, expected 6x4") as error:
-        media.load_clip(tmp_path)
+        load_clip(tmp_path)
     one_line(error)
 
 
 def test_files_without_video_are_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video at all")
     with pytest.raises(InputError, match="cannot be read") as error:
-        media.load_clip(tmp_path / "text.mp4")
+        load_clip(tmp_path / "text.mp4")
     one_line(error)
 
     with av.open(str(tmp_path / "sound.wav"), "w") as container:
@@ -183,7 +184,7 @@ def test_files_without_video_are_told_in_one_line(tmp_path: Path) -> None:
         sound.sample_rate = 8000
         container.mux(stream.encode(sound))
     with pytest.raises(InputError, match="no video stream") as error:
-        media.load_clip(tmp_path / "sound.wav")
+        load_clip(tmp_path / "sound.wav")
     one_line(error)
 
 
@@ -192,14 +193,14 @@ def test_a_truncated_video_is_told_in_one_line(tmp_path: Path) -> None:
     whole = (tmp_path / "c.mp4").read_bytes()
     (tmp_path / "c.mp4").write_bytes(whole[: len(whole) // 3])
     with pytest.raises(InputError) as error:
-        media.load_clip(tmp_path / "c.mp4", frames=4)
+        load_clip(tmp_path / "c.mp4", frames=4)
     one_line(error)
 
 
 def test_a_colon_in_a_file_name_is_no_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     media.write_video("take:1.mp4", noise(2, 16, 16), FPS)
-    assert len(media.load_clip("take:1.mp4")) == 2
+    assert len(load_clip("take:1.mp4")) == 2
 
 
 def test_a_video_turned_by_its_metadata_stands_upright(tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_a_video_turned_by_its_metadata_stands_upright(tmp_path: Path) -> None:
     plain, clockwise = (one, 0, 0, 0, one, 0, 0, 0, 1 << 30), (0, one, 0, -one, 0, 0, 0, 0, 1 << 30)
     at = data.index(struct.pack(">9i", *plain), data.index(b"tkhd"))
     (tmp_path / "turned.mp4").write_bytes(data[:at] + struct.pack(">9i", *clockwise) + data[at + 36 :])
-    turned = media.load_clip(tmp_path / "turned.mp4")[0]
+    turned = load_clip(tmp_path / "turned.mp4")[0]
     assert turned.shape == (48, 32, 3)
     assert np.abs(turned.astype(int) - np.rot90(frame, -1)).mean() < 4
 
@@ -281,7 +282,7 @@ def test_colors_come_back_right(tmp_path: Path) -> None:
     levels = (0, 64, 128, 200, 255)
     frames = flat(*[(r, g, b) for r in levels for g in levels for b in levels], height=16, width=16)
     media.write_video(tmp_path / "v.mp4", frames, FPS)
-    difference = media.load_clip(tmp_path / "v.mp4").astype(int) - frames
+    difference = load_clip(tmp_path / "v.mp4").astype(int) - frames
     assert np.abs(difference).mean() < 0.6 and np.abs(difference).max() <= 4
     assert np.abs(difference.mean((0, 1, 2))).max() < 0.2  # no channel drifts: a clip can go round many times
 
@@ -295,7 +296,7 @@ def test_the_stored_colors_are_bt709_in_limited_range(tmp_path: Path) -> None:
 
 def test_odd_frames_are_padded_with_their_edge(tmp_path: Path) -> None:
     media.write_video(tmp_path / "v.mp4", flat((20, 180, 60), height=15, width=21), FPS)
-    loaded = media.load_clip(tmp_path / "v.mp4")
+    loaded = load_clip(tmp_path / "v.mp4")
     assert loaded.shape == (1, 16, 22, 3)
     assert np.abs(loaded.astype(int) - (20, 180, 60)).max() <= 4
 
@@ -331,7 +332,7 @@ def test_a_failure_leaves_the_earlier_video_alone(tmp_path: Path) -> None:
         media.write_video(tmp_path / "v.mp4", breaking(Broken()), FPS)
     assert (tmp_path / "v.mp4").read_bytes() == before
     media.write_video(tmp_path / "v.mp4", noise(3, 16, 16), FPS)
-    assert len(media.load_clip(tmp_path / "v.mp4")) == 3
+    assert len(load_clip(tmp_path / "v.mp4")) == 3
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.03, 0.5, 0.99])
@@ -421,7 +422,7 @@ def test_pictures_are_numbered_and_exact(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()  # an empty directory is as good as none
     media.write_pictures(tmp_path / "out", iter(frames))
     assert sorted(f.name for f in (tmp_path / "out").iterdir()) == [f"frame_000{i}.png" for i in range(3)]
-    np.testing.assert_array_equal(media.load_clip(tmp_path / "out"), frames)
+    np.testing.assert_array_equal(load_clip(tmp_path / "out"), frames)
     assert [f.name for f in tmp_path.iterdir()] == ["out"]
 
 
