@@ -77,7 +77,8 @@ def decode(file: Path, given: int, max_pixels: int) -> np.ndarray:
     import av
 
     from videomar.errors import InputError
-    from videomar.runtime.media import load_clip, load_picture
+    from videomar.runtime.media import load_picture
+    from videomar.runtime.recording import load_clip
 
     try:
         picture = load_picture(file)

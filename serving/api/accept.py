@@ -13,7 +13,8 @@ from starlette.concurrency import run_in_threadpool
 
 from videomar.config import SamplingConfig
 from videomar.errors import UserError
-from videomar.runtime.media import fit, load_clip
+from videomar.runtime.recording import load_clip
+from videomar.runtime.resize import fit
 from videomar.serving.api.asked import Asked, read
 from videomar.serving.api.bodies import REFERENCE
 from videomar.serving.api.errors import ApiError, no_video

@@ -13,7 +13,8 @@ from fastapi.responses import FileResponse, Response
 from starlette.concurrency import run_in_threadpool
 
 from videomar.errors import InputError
-from videomar.runtime.media import contact_sheet, load_clip
+from videomar.runtime.media import contact_sheet
+from videomar.runtime.recording import load_clip
 from videomar.serving.api.accept import Door
 from videomar.serving.api.asked import whole_number
 from videomar.serving.api.bodies import read_body

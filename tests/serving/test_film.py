@@ -12,7 +12,7 @@ pytest.importorskip("sqlalchemy", reason="needs the extra `serve`: pip install '
 import av
 import numpy as np
 
-from videomar.runtime.media import load_clip
+from videomar.runtime.recording import load_clip
 from videomar.serving.making.film import Film, boxes, content_type, finish
 
 

@@ -243,7 +243,7 @@ def test_a_clip_goes_on_from_the_last_frames_of_a_finished_one(server: Any) -> N
 def frames_of(data: bytes) -> np.ndarray:
     import tempfile
 
-    from videomar.runtime.media import load_clip
+    from videomar.runtime.recording import load_clip
 
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
         file.write(data)

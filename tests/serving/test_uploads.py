@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 from videomar.errors import InputError
-from videomar.runtime.media import load_clip, load_picture, write_video
+from videomar.runtime.media import load_picture, write_video
+from videomar.runtime.recording import load_clip
 from videomar.serving.uploads import Decoder
 
 PIXELS = 2_000_000
