@@ -58,7 +58,7 @@ class Door:
         if job is None:
             raise no_video(id)
         self._room(client)
-        kept = {"prompt": job.prompt, "fps": job.fps}
+        kept = {"prompt": job.prompt}
         asked = read(
             kept | dict(fields), site.pipe.config, site.settings.limits, SamplingConfig(**json.loads(job.sampling))
         )
@@ -109,7 +109,7 @@ class Door:
             raise ApiError(400, message, "mask_steps", "too_large")
         if refused := site.budget.refuses(site.budget.need(sampling, len(frames))):
             raise ApiError(400, refused, code="too_large")
-        given = fit(frames, sampling.height, sampling.width)
+        given = fit(frames, sampling.height, sampling.width, sampling.fit)
         with site.pipe.start(given, asked.prompt, seed=asked.seed, sampling=sampling) as run:
             steps = len(run.steps)
         job = Job(
@@ -118,7 +118,7 @@ class Door:
             prompt=asked.prompt,
             sampling=as_json(sampling),
             seed=asked.seed,
-            fps=asked.fps,
+            fps=sampling.fps,
             frames=sampling.frames,
             width=sampling.width,
             height=sampling.height,

@@ -15,7 +15,6 @@ from typing import Any
 
 from videomar.config import ModelConfig, SamplingConfig
 from videomar.errors import UserError
-from videomar.runtime.pipeline import FPS
 from videomar.serving.api.errors import ApiError
 from videomar.serving.settings import Limits
 
@@ -29,7 +28,6 @@ class Asked:
     prompt: str
     sampling: SamplingConfig
     seed: int
-    fps: float
     given: int | None  # frames of an uploaded clip that are continued; None: as usual
     extend: str | None  # a finished clip that is continued
 
@@ -48,7 +46,6 @@ def read(
     prompt = _text(fields, "prompt", limits.prompt)
     if prompt is None or not prompt.strip():
         raise ApiError(400, "prompt is missing, expected a sentence that says what happens", "prompt", "missing")
-    fps = _number(fields, "fps", 0.1, 1000)
     seed = whole_number(fields, "seed", 0, LARGEST_SEED)
     options = _options(fields, limits)
     if size := _text(fields, "size", 20):
@@ -57,7 +54,7 @@ def read(
     if seconds is not None:
         if "frames" in options:
             raise ApiError(400, "seconds and num_frames are both given, expected one of them", "seconds", "conflict")
-        options["frames"] = _frames(seconds, fps or FPS, config, limits)
+        options["frames"] = _frames(seconds, options.get("fps", (default or config.sampling).fps), config, limits)
     try:
         sampling = (default or config.sampling).but(**options)
     except UserError as error:
@@ -66,7 +63,6 @@ def read(
         prompt=prompt,
         sampling=sampling,
         seed=secrets.randbelow(2**31) if seed is None else seed,
-        fps=fps or float(FPS),
         given=whole_number(fields, "given", 1, limits.frames),
         extend=_text(fields, "extend", 80),
     )
@@ -87,6 +83,8 @@ def _options(fields: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
         "temperature": ("temperature", lambda f, n: _number(f, n, 0, 1000)),
         "token_clip": ("token_clip", lambda f, n: _number(f, n, 1e-3, 1e6)),
         "kv_window": ("kv_window", lambda f, n: whole_number(f, n, 1, limits.frames)),
+        "fps": ("fps", lambda f, n: _number(f, n, 0.1, 1000)),
+        "fit": ("fit", lambda f, n: _text(f, n, 20) or None),
         "max_beta": ("max_beta", lambda f, n: _number(f, n, 1e-6, 1)),
     }
     options: dict[str, Any] = {}
@@ -98,7 +96,7 @@ def _options(fields: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
 
 
 OPTIONS = {f.name for f in dataclasses.fields(SamplingConfig)}
-KNOWN = OPTIONS | {"num_frames", "model", "prompt", "fps", "seed", "size", "seconds", "given", "extend"}
+KNOWN = OPTIONS | {"num_frames", "model", "prompt", "seed", "size", "seconds", "given", "extend"}
 
 
 def _wrong(name: str, value: Any, expected: str) -> ApiError:

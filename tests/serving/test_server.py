@@ -48,7 +48,7 @@ def png(seed: int) -> bytes:
 def alone(pipe: Pipeline, place: Path, seed: int, image: np.ndarray | None = None, **options: Any) -> bytes:
     """The mp4 of a clip that the pipeline makes by itself, through the same encoder."""
     sampling = pipe.config.sampling.but(**options)
-    film, data = Film(sampling.width, sampling.height, 24.0), b""
+    film, data = Film(sampling.width, sampling.height, sampling.fps), b""
     with pipe.start(picture(seed) if image is None else image, PROMPT, seed=seed, **options) as run:
         for frames in run:
             data += film.add(frames)
