@@ -36,6 +36,10 @@ gate: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check . --extend-exclude "*.md"
+	# mypy cannot follow the mapping of folders to packages: it is shown the packages where they will be.
+	mkdir -p build/types/videomar
+	ln -sfn $(CURDIR)/videomar/* $(CURDIR)/runtime build/types/videomar
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml -p videomar.runtime
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/clip.py

@@ -149,10 +149,9 @@ class Pipeline:
         given = self._given(image)
         sampling = (self.config.sampling if sampling is None else sampling).but(**options)
         ClipSteps.of(self.config, sampling, len(given))  # refuses what cannot be
-        embedded = isinstance(prompt, PromptEmbedding)
-        text = prompt.states if embedded else self.tokenizer(prompt)
+        text = prompt.states if isinstance(prompt, PromptEmbedding) else self.tokenizer(prompt)
         if self._memory:
-            sampling = self._memory.require(sampling, len(given), text.shape[1], embedded)
+            sampling = self._memory.require(sampling, len(given), text.shape[1], isinstance(prompt, PromptEmbedding))
         pixels = to_pixels(fit(given, sampling.height, sampling.width, sampling.fit))
         clip = ClipSteps.of(self.config, sampling, len(given))
         return ClipRun(self.backend, clip, pixels, text, SeededNoise(seed) if noise is None else noise, Timing())

@@ -28,7 +28,9 @@ class Sampler:
         self.clip, self.done = clip, 0  # steps that have run
         self._backend, self._states, self._given, self._noise, self._timing = backend, states, given, noise, timing
         self._device: Clip | None = None
-        self._x = self._masked = self._order = np.zeros(0)
+        self._x: np.ndarray = np.zeros((0, 0), np.float32)  # the frame's tokens, [S, C]
+        self._masked: np.ndarray = np.zeros(0, bool)
+        self._order: np.ndarray = np.zeros(0, np.int64)
 
     @property
     def finished(self) -> bool:

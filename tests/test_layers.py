@@ -23,6 +23,7 @@ FOLDERS = {"videomar": "videomar"} | {
 
 # Modules that use everything below them: nothing imports them, and they import the rest inside their functions.
 TOP = {
+    "videomar": "the public names, each loaded when it is first used",
     "videomar.cli": "one function a command: each imports what it runs",
     "videomar.__main__": "starts the command line",
     "videomar.demo.evaluate": "scores clips that the runtime generates; the demo's own driver, not its vocabulary",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,10 +117,10 @@ def _cuda_runtime() -> str:
 def _gpu() -> tuple[str, str]:
     """Name and SM of the first GPU, through the driver; it needs neither a context nor a package."""
     with suppress(OSError, AttributeError):
-        driver = ctypes.CDLL("libcuda.so.1")
+        driver: Any = ctypes.CDLL("libcuda.so.1")
         device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
         name = ctypes.create_string_buffer(256)
-        calls = (
+        calls: tuple[Callable[[], int], ...] = (
             lambda: driver.cuInit(0),
             lambda: driver.cuDeviceGet(ctypes.byref(device), 0),
             lambda: driver.cuDeviceGetName(name, len(name), device),

@@ -48,7 +48,8 @@ def temperature_at(generated_frame: int, fixed: float | None = None) -> float:
 def cosine_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
     """Betas of the cosine schedule (Nichol and Dhariwal 2021, eq. 17), at most `max_beta`: [steps] float64."""
     bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1 - bar[1:] / bar[:-1], max_beta)
+    betas: np.ndarray = np.minimum(1 - bar[1:] / bar[:-1], max_beta)
+    return betas
 
 
 @dataclass(frozen=True)

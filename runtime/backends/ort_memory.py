@@ -22,6 +22,8 @@ from videomar.errors import DeviceError
 from videomar.runtime.backends.ort_session import open_session
 from videomar.runtime.backends.small_graphs import concat_graph, drop_graph
 
+Values = np.ndarray | np.generic  # a tensor's, or one number for all of it
+
 
 @dataclass(frozen=True)
 class Buffer:
@@ -47,7 +49,7 @@ class Memory(Protocol):
 
     def bind_output(self, binding: ort.IOBinding, name: str, buffer: Buffer) -> None: ...
 
-    def put(self, binding: ort.IOBinding, name: str, buffer: Buffer, array: np.ndarray) -> None:
+    def put(self, binding: ort.IOBinding, name: str, buffer: Buffer, array: Values) -> None:
         """Fill a whole buffer (no view) and bind it as an input.
 
         Together, since ONNX Runtime looks when it binds: an input that its graph wants on the other side (on the CPU,
@@ -89,7 +91,7 @@ class HostMemory:
     def bind_output(self, binding: ort.IOBinding, name: str, buffer: Buffer) -> None:
         binding.bind_ortvalue_output(name, buffer.value)
 
-    def put(self, binding: ort.IOBinding, name: str, buffer: Buffer, array: np.ndarray) -> None:
+    def put(self, binding: ort.IOBinding, name: str, buffer: Buffer, array: Values) -> None:
         _array(buffer)[...] = array
         self.bind_input(binding, name, buffer)
 
@@ -105,10 +107,9 @@ class HostMemory:
         _array(target)[:, :, start:] = _array(source)[:, :, start + gone :]
 
     def run(self, session: ort.InferenceSession, binding: ort.IOBinding, what: str, last: bool = False) -> None:
-        if not last:
-            return session.run_with_iobinding(binding)
-        session.run_with_iobinding(binding, self.shrink)
-        trim()
+        session.run_with_iobinding(binding, self.shrink if last else None)
+        if last:
+            trim()
 
 
 class DeviceMemory:
@@ -144,12 +145,13 @@ class DeviceMemory:
     def _described(self, buffer: Buffer) -> tuple[str, int, Any, list[int], int]:
         return self._device, self._index, buffer.dtype.type, list(buffer.shape), buffer.value.data_ptr() + buffer.offset
 
-    def put(self, binding: ort.IOBinding, name: str, buffer: Buffer, array: np.ndarray) -> None:
+    def put(self, binding: ort.IOBinding, name: str, buffer: Buffer, array: Values) -> None:
         buffer.value.update_inplace(np.ascontiguousarray(np.broadcast_to(array, buffer.shape), buffer.dtype))
         self.bind_input(binding, name, buffer)
 
     def read(self, buffer: Buffer) -> np.ndarray:
-        return buffer.value.numpy()
+        array: np.ndarray = buffer.value.numpy()
+        return array
 
     def widen(self, source: Buffer, target: Buffer) -> None:
         """By a Concat with zeros, run where the memory is: there is no other strided copy in ONNX Runtime's API."""

@@ -168,10 +168,10 @@ class Buffers:
 
     def read_sampled(self, count: int) -> np.ndarray:
         """Wait for the loop and read its first rows: [count, C] float32, the caller's own."""
-        rows = self._sampled[:count]
+        rows: np.ndarray = self._sampled[:count]
         self._cuda.download(rows.ctypes.data, self.at_step(self.steps - 1)["next"], rows.nbytes, self._stream)
         self.wait()
-        return rows.copy()
+        return np.array(rows)
 
     def read_z(self, count: int) -> np.ndarray:
         """Wait for the last pass and read its first rows: [branches, count, width] float32; for comparisons."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from videomar.runtime.backends.trt_replay import Replay
 
 log = logging.getLogger(__name__)
 
+Owned = TypeVar("Owned", Buffers, Context, Replay)
 GRAPHS, ENQUEUE = "cuda-graphs", "enqueue"
 
 
@@ -81,7 +82,7 @@ class TrtClip:
             self.close()
             raise
 
-    def _owned(self, owner: Any) -> Any:
+    def _owned(self, owner: Owned) -> Owned:
         self._stack.callback(owner.close)
         return owner
 

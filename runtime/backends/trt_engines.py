@@ -125,13 +125,11 @@ class Engine:
     def most(self, axis: str) -> int:
         """The largest size of one of the contract's axes that any profile takes."""
         tensor, at = next((t, t.axes.index(axis)) for t in self.spec.inputs if axis in t.axes)
-        built = tuple(self.raw.get_tensor_shape(tensor.name))[at]
+        built: int = tuple(self.raw.get_tensor_shape(tensor.name))[at]
         profiles = range(self.raw.num_optimization_profiles)
-        return (
-            built
-            if built != -1
-            else max(tuple(self.raw.get_tensor_profile_shape(tensor.name, index)[2])[at] for index in profiles)
-        )
+        if built != -1:
+            return built
+        return max(int(tuple(self.raw.get_tensor_profile_shape(tensor.name, index)[2])[at]) for index in profiles)
 
     def _refusal(self, index: int, sizes: Mapping[str, int]) -> str:
         for tensor in self.spec.inputs:

@@ -28,7 +28,7 @@ def aligned(size: int) -> int:
 
 def size_of(shape: tuple[int, ...], dtype: Any) -> int:
     """Bytes of a tensor."""
-    return int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    return int(np.prod(shape, dtype=np.int64) * np.dtype(dtype).itemsize)
 
 
 class Upload:

@@ -14,7 +14,7 @@ from videomar.config import DEMO, PRESETS, VIDEOMAR_1_4B, HeadConfig, ModelConfi
 from videomar.graphs import contract
 from videomar.plan.arena import Arena, Ideal
 from videomar.plan.graphs_transformer import Pass, Step
-from videomar.plan.memory import GPU_ENGINE, _carried, _text, key_values, peak_of, tapes, weights
+from videomar.plan.memory import GPU_ENGINE, _carried, _text, key_values, peak_of, plan_memory, tapes, weights
 from videomar.plan.request import Request
 from videomar.plan.roofline import pass_flops
 from videomar.plan.tape import Tape
@@ -171,3 +171,12 @@ def test_the_text_encoder_is_given_the_tokens_of_the_system_prompt_too() -> None
     config = dataclasses.replace(PRESETS["demo"], text=words)
     first = tapes(Request(config, config.sampling, text=5), "ort-cpu")[graphs.TEXT_ENCODER].ops[0]
     assert first.output.elements == 12  # ids
+
+
+def test_another_clip_needs_its_own_keys_values_and_buffers_and_no_weights() -> None:
+    for backend in ("ort-cpu", "trt"):
+        r = request(DEMO)
+        memory = plan_memory(r, backend)
+        assert key_values(r, backend) + _text(r, backend) + _carried(r, backend) < memory.another < memory.peak / 2
+        assert plan_memory(r.but(frames=33), backend).another > memory.another
+        assert plan_memory(r.but(precision="fp16"), backend).another <= memory.another

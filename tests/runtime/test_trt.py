@@ -27,7 +27,9 @@ from videomar.graphs import HEAD_STEP, TRANSFORMER_STEP, layer_names
 from videomar.runtime.backends import cuda
 from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.ort import OrtBackend
+from videomar.runtime.clip import ClipRun
 from videomar.runtime.sampler import sample_frames
+from videomar.runtime.timing import Timing
 from videomar.schedule import DiffusionSchedule, SeededNoise
 from videomar.steps import ClipShape, ClipSteps
 
@@ -138,6 +140,34 @@ def test_half_precision_clips_equal_the_same_graphs_run_one_by_one(make_rig: Mak
     backend.close()
     assert np.isfinite(latents).all()
     np.testing.assert_array_equal(latents, clip_of(rig.plain(), rig.onnx.config, frames=4)[0])
+
+
+def test_clips_that_take_turns_are_what_each_is_alone_and_share_the_engines(make_rig: MakeRig, artifacts: Path) -> None:
+    rig = make_rig(artifacts)
+    backend, config = rig.open(), rig.onnx.config
+    pixels = np.sin(np.arange(3 * 16 * 24)).astype(np.float32).reshape(1, 3, 1, 16, 24)
+
+    def start(seed: int, **options: Any) -> ClipRun:
+        clip = ClipSteps.of(config, config.sampling.but(**options), given=1)
+        return ClipRun(backend, clip, pixels, IDS, SeededNoise(seed), Timing())
+
+    asked = [{"seed": 1}, {"seed": 2, "guidance_scale": 1.0}, {"seed": 3, "frames": 9}]
+    alone = []
+    for options in asked:
+        with start(**options) as run:
+            alone.append(np.concatenate(list(run)))
+    runs = [start(**options) for options in asked]
+    made: list[list[np.ndarray]] = [[] for _ in runs]
+    engines = rig.gpu.leaked()["engine"]
+    while any(not run.finished for run in runs):
+        for run, frames in zip(runs, made, strict=True):
+            if not run.finished and (new := run.advance()) is not None:
+                frames.append(new)
+    assert rig.gpu.leaked()["engine"] == engines
+    for run, frames, expected in zip(runs, made, alone, strict=True):
+        run.close()
+        np.testing.assert_array_equal(np.concatenate(frames), expected)
+    backend.close()
 
 
 def test_a_lean_backend_makes_the_same_clip_and_keeps_no_text_encoder(make_rig: MakeRig, artifacts: Path) -> None:

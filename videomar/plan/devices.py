@@ -6,6 +6,7 @@ Nothing here was measured on a Jetson or a GPU: peaks are the makers' figures, l
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from videomar.errors import InputError
 
@@ -38,7 +39,7 @@ class Device:
 
 
 # What the system keeps for itself on a Jetson without a desktop: carve-outs, kernel, services.
-_JETSON = dict(launch=8e-6, captured=2.5e-6, of_peak=0.55, of_bandwidth=0.75)
+_JETSON: dict[str, Any] = dict(launch=8e-6, captured=2.5e-6, of_peak=0.55, of_bandwidth=0.75)
 _AMPERE = (
     "NVIDIA Jetson module data sheet; FP16 dense = tensor cores * 512 operations * GPU clock, INT8 dense twice that"
 )

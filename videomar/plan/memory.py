@@ -35,6 +35,10 @@ BUILD_FACTOR = 3.3  # peak of a build over its graph's weights
 BUILD_BASE = 1.66 * (1 << 30)  # the smallest peak of a build of this project's graphs
 
 
+# What every clip in flight takes for itself; all else is shared between those that take turns on one backend.
+OF_A_CLIP = ("K/V of frames", "K/V of text", "clip", "decoder's carried frames", "pixels")
+
+
 @dataclass(frozen=True)
 class Moment:
     """What lies in memory at one time: part -> bytes."""
@@ -64,6 +68,11 @@ class Memory:
     def peak(self) -> int:
         """Bytes needed to generate."""
         return self.largest.total
+
+    @property
+    def another(self) -> int:
+        """Bytes that one more clip like this needs, beside the first on the same backend."""
+        return max(sum(moment.parts.get(part, 0) for part in OF_A_CLIP) for moment in self.moments)
 
 
 def mode(request: Request, backend: str) -> str:

@@ -96,6 +96,8 @@ def _memory_rows(report: Report) -> list[str]:
     lines = [f"memory, at its largest: {moment.name}"]
     lines += [_row(name, size_text(size), f"{size / moment.total:6.1%}", size / most) for name, size in rows]
     lines.append(_row("needed", size_text(moment.total), "", moment.total / most))
+    another = report.memory.another
+    lines.append(_row("another clip in flight", size_text(another), "", another / most))
     if report.memory.build:
         lines.append(_row("to build the engines", size_text(report.memory.build), "", report.memory.build / most))
     lines.append(_row("free on the device", size_text(free), "", free / most))
@@ -138,6 +140,7 @@ def as_data(report: Report) -> dict[str, Any]:
         "verdict": _end(report),
         "memory": {m.name: dict(m.parts) for m in report.memory.moments},
         "peak": report.memory.peak,
+        "another": report.memory.another,
         "build": report.memory.build,
         "seconds": {name: getattr(t, name) for name in names},
         "change": None
