@@ -87,7 +87,7 @@ def scale(rng: Rng, i: int) -> Plant:
         (TRANSFORMER_STEP, "decoder_norm"),
         (TEXT_KEY_VALUES, f"attentions.{rng.integers(0, DEPTH)}.wkv"),
         (DIFFUSION_HEAD, f"res_blocks.{rng.integers(0, 3)}.{rng.choice(['in_ln', 'mlp.0', 'mlp.2'])}"),
-        (DIFFUSION_HEAD, str(rng.choice(["final_layer.linear", "modulation", "input_proj", "cond_embed"]))),
+        (DIFFUSION_HEAD, str(rng.choice(["final_layer.linear", "modulations.4", "input_proj", "cond_embed"]))),
         ("tokenizer_encoder", "vae.encoder.conv_in.conv_s"),
         ("tokenizer_decoder", "vae.decoder.conv_in.conv_s"),
         ("text_encoder", "encoder.llm.layers.1.mlp.down_proj"),

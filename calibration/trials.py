@@ -21,6 +21,7 @@ from videomar.calibration.plain import Arrays, Graphs
 from videomar.config import SamplingOptions
 from videomar.errors import InputError
 from videomar.graphs import HEAD_CONDITION, HEAD_STEP, TRANSFORMER_STEP
+from videomar.runtime.backends.plain import modulations_of
 
 STEPS = 6  # kept of every held-out clip, spread over its frames and mask steps
 LARGE = 1 << 20  # bytes from which on an input is kept in a file, as the K/V of finished frames are
@@ -104,7 +105,7 @@ class _Recorder:
         elif graph == HEAD_CONDITION:
             self.made[-1].timesteps = feeds["timesteps"]
         elif graph == HEAD_STEP:
-            self.made[-1].head.append({k: v for k, v in feeds.items() if k != "condition"})
+            self.made[-1].head.append({k: v for k, v in feeds.items() if not k.startswith("modulation_")})
             self.made[-1].sampled = outputs["next"]
         return outputs
 
@@ -150,6 +151,6 @@ def sample(graphs: Graphs, trial: Trial, z: np.ndarray) -> np.ndarray:
     """The head's loop on another z, with the trial's own noise and guidance: [predicted, channels] float32."""
     made = graphs(HEAD_CONDITION, {"timesteps": trial.timesteps, "z": z})
     x = trial.head[0]["x"]
-    for feeds in trial.head:
-        x = graphs(HEAD_STEP, {**feeds, "x": x, "condition": made["condition"]})["next"]
+    for i, feeds in enumerate(trial.head):
+        x = graphs(HEAD_STEP, {**feeds, "x": x, **modulations_of(made, i)})["next"]
     return x

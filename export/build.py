@@ -30,6 +30,7 @@ from videomar.graphs import (
     TRANSFORMER_STEP,
     GraphSpec,
     TensorSpec,
+    modulation_names,
 )
 from videomar.model.decoder import DecodeFrame
 from videomar.model.videomar import PartsOfCheckpoint, VideoMAR
@@ -145,10 +146,13 @@ class GraphBuilder:
 
     @cached_property
     def _head_step(self) -> onnx.ModelProto:
-        return self._trace(HEAD_STEP, HeadStep(self.model.diffusion_head), *self._examples(HEAD_STEP))
+        values, axes = ([*items[:4], items[4:]] for items in self._examples(HEAD_STEP))  # modulations in a list
+        return self._trace(HEAD_STEP, HeadStep(self.model.diffusion_head), values, axes)
 
     def _diffusion_head(self) -> onnx.ModelProto:
-        scanned = {"step_time": "time", "step_coefficients": "coefficients", "draw": "draws"}
+        head = self.model.config.head
+        scanned = dict(zip(modulation_names(head), modulation_names(head, "modulations"), strict=True))
+        scanned |= {"step_coefficients": "coefficients", "draw": "draws"}
         return loop_over_steps(
             self._head_condition, self._head_step, self.specs[DIFFUSION_HEAD], ("initial", "x"), scanned
         )

@@ -30,6 +30,7 @@ from videomar.graphs import (
     TRANSFORMER_STEP,
     GraphSpec,
     layer_names,
+    modulation_names,
 )
 from videomar.model.generate import sample_tokens
 from videomar.model.transformer import KeyValue
@@ -281,14 +282,20 @@ def _head_condition(model: Model, case: Case, prefix: int) -> tuple[Feeds, Feeds
     feeds, _ = _diffusion_head(model, case, prefix)
     head, z = model.diffusion_head, torch.from_numpy(feeds["z"])
     time = head.time_embed(torch.from_numpy(feeds["timesteps"]))
-    expected = {"time": time.numpy(), "condition": head.cond_embed(z).numpy()}
+    y = time[:, None, None] + head.cond_embed(z)
+    parts: list[Tensor] = []
+    for layer, count in (*((block, 3) for block in head.res_blocks), (head.final_layer, 2)):
+        shift, scale, *gate = layer.adaLN_modulation(y).chunk(count, dim=-1)
+        parts += [shift, 1 + scale, *gate]
+    names = modulation_names(head.config, "modulations")
+    expected = dict(zip(names, (part.numpy() for part in parts), strict=True))
     return {"timesteps": feeds["timesteps"], "z": feeds["z"]}, expected
 
 
 def _head_step(model: Model, case: Case, prefix: int) -> tuple[Feeds, Feeds]:
     """One step of the loop: what the whole loop makes of a schedule cut to its middle step."""
     feeds, _ = _diffusion_head(model, case, prefix)
-    embedded = _head_condition(model, case, prefix)[1]
+    embedded = _head_condition(model, case, prefix)[1].values()
     at = len(feeds["timesteps"]) // 2
     schedule = DiffusionSchedule(feeds["timesteps"][at : at + 1], feeds["coefficients"][at : at + 1])
     z, draw = torch.from_numpy(feeds["z"]), feeds["draws"][at]
@@ -302,11 +309,10 @@ def _head_step(model: Model, case: Case, prefix: int) -> tuple[Feeds, Feeds]:
     expected = after.numpy() + np.exp(0.5 * (share * high + (1 - share) * low)) * draw
     return {
         "x": feeds["initial"],
-        "step_time": embedded["time"][at],
         "step_coefficients": feeds["coefficients"][at],
         "draw": draw,
-        "condition": embedded["condition"],
         "guidance": feeds["guidance"],
+        **{n: v[at] for n, v in zip(modulation_names(model.config.head), embedded, strict=True)},
     }, {"next": expected.astype(np.float32)}
 
 

@@ -20,6 +20,7 @@ from videomar.graphs import (
     TOKENIZER_ENCODER,
     TRANSFORMER_STEP,
     GraphSpec,
+    require_engine_width,
 )
 from videomar.schedule import masked_after_steps
 
@@ -101,6 +102,7 @@ def axis_ranges(config: ModelConfig, sizes: Sizes, prefix: int, cache_tokens: in
 
     Raises InputError when the clip does not fit a cache of `cache_tokens`, or has more mask steps than tokens.
     """
+    require_engine_width(config.head)
     space = config.tokenizer.spatial_stride
     frames = 1 + (sizes.frames - 1) // config.tokenizer.temporal_stride
     h, w = sizes.height // space, sizes.width // space

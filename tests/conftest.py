@@ -63,7 +63,7 @@ def tiny_config() -> ModelConfig:
             system_tokens=4,
         ),
         transformer=TransformerConfig(width=32, depth=2, heads=2, head_dim=16, rope_split=(8, 4, 4)),
-        head=HeadConfig(width=48, depth=2, time_features=32, train_steps=20),
+        head=HeadConfig(width=128, depth=2, time_features=32, train_steps=20),
         sampling=SamplingConfig(
             frames=17, height=16, width=24, mask_steps=3, head_steps=4, token_clip=1.0, max_beta=0.5
         ),

@@ -35,7 +35,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = 2  # 2: the tokenizer's decoder takes a latent frame at a time
+FORMAT = 3  # 2: the decoder takes a latent frame at a time; 3: the head's modulations are computed ahead of its loop
 MANIFEST = "manifest.json"
 CHOICES = {
     "kind": ("onnx", "engine", "pack"),

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from videomar.carried import CONTEXT, Carried, Place, scaled
-from videomar.config import ModelConfig
+from videomar.config import HeadConfig, ModelConfig
 from videomar.errors import InputError
 
 PRECISIONS = ("fp32", "fp16")
@@ -36,9 +36,10 @@ GRAPHS = (
     TOKENIZER_DECODER,  # one latent frame, with what it carries from frame to frame
     TRANSFORMER_STEP,
     DIFFUSION_HEAD,  # the whole loop of a mask step in one call
-    HEAD_CONDITION,  # the same in two parts, for backends that capture the loop themselves: once before it
+    HEAD_CONDITION,  # the same in two parts, for backends that capture the loop themselves: for many steps ahead of it
     HEAD_STEP,  # and one diffusion step
 )
+MODULATION_BYTES = 64 << 20  # that the modulations of diffusion steps computed ahead may take
 
 # Largest relative L2 error of any output against the FP32 PyTorch model that export lets pass. FP16's are what the
 # arithmetic honestly reaches, with room of about two: the head's loop multiplies an error by its early, steep steps.
@@ -81,6 +82,30 @@ class GraphSpec:
 def layer_names(prefix: str, depth: int) -> list[str]:
     """Tensor names of per-layer keys and values, in the graphs' order: prefix_key_0, prefix_value_0, prefix_key_1..."""
     return [f"{prefix}_{kind}_{layer}" for layer in range(depth) for kind in ("key", "value")]
+
+
+def modulation_names(config: HeadConfig, prefix: str = "modulation") -> list[str]:
+    """Tensor names of the head's modulations, in order: shift, scale, gate of every block, shift, scale of the end."""
+    return [f"{prefix}_{i}" for i in range(3 * config.depth + 2)]
+
+
+def require_engine_width(config: HeadConfig) -> None:
+    """Raise InputError for a head that no engine can be given one diffusion step's modulations of: TensorRT wants
+    every tensor to begin at a multiple of 256 bytes."""
+    if config.width % 128:
+        raise InputError(
+            f"the diffusion head's width is {config.width}, TensorRT needs a multiple of 128; run this model on ONNX "
+            "Runtime"
+        )
+
+
+def steps_ahead(config: HeadConfig, rows: int, steps: int, itemsize: int) -> int:
+    """Diffusion steps whose modulations are computed ahead at once: all, or as many as fit MODULATION_BYTES.
+
+    rows: predicted tokens times branches; steps: of the whole loop; itemsize: bytes of a number.
+    """
+    step = len(modulation_names(config)) * rows * config.width * itemsize
+    return max(1, min(steps, MODULATION_BYTES // step))
 
 
 def carried_tensors(config: ModelConfig, prefix: str, dtype: str) -> list[TensorSpec]:
@@ -131,7 +156,11 @@ def contract(
     cache = cache_tokens or "total"
     timesteps = TensorSpec("timesteps", "float32", ("steps",))
     guidance = TensorSpec("guidance", "float32", (1,))
-    embedded = TensorSpec("condition", f, ("branches", "predicted", config.head.width))
+
+    def modulations(prefix: str, *axes: str) -> list[TensorSpec]:
+        names = modulation_names(config.head, prefix)
+        return [TensorSpec(n, f, (*axes, "branches", "predicted", config.head.width)) for n in names]
+
     specs = [
         GraphSpec(TEXT_ENCODER, (TensorSpec("ids", "int64", (1, "prompt")),), (states,)),
         GraphSpec(TEXT_KEY_VALUES, (states,), tuple(per_layer("text", 2, "text"))),
@@ -178,17 +207,16 @@ def contract(
         GraphSpec(
             HEAD_CONDITION,
             (timesteps, condition),
-            (TensorSpec("time", f, ("steps", config.head.width)), embedded),
+            tuple(modulations("modulations", "steps")),
         ),
         GraphSpec(
             HEAD_STEP,
             (
                 TensorSpec("x", "float32", ("predicted", c)),
-                TensorSpec("step_time", f, (config.head.width,)),
                 TensorSpec("step_coefficients", "float32", (6,)),
                 TensorSpec("draw", "float32", ("predicted", c)),
-                embedded,
                 guidance,
+                *modulations("modulation"),
             ),
             (TensorSpec("next", "float32", ("predicted", c)),),
         ),

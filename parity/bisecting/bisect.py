@@ -32,7 +32,7 @@ from videomar.parity.bisecting.sides import OnnxSide, Side
 from videomar.parity.cases import Case
 from videomar.parity.lockstep import DECODED, ENCODED, HEAD, TEXT
 from videomar.parity.subject import Subject
-from videomar.runtime.backends.plain import nothing_carried
+from videomar.runtime.backends.plain import modulations_of, nothing_carried
 from videomar.tolerances import coarser
 
 # The largest error a layer may add on exact inputs. Of the demo model's layers the farthest add 2e-7 (FP32, two
@@ -234,10 +234,7 @@ class Search:
         own = x
         for i, (timestep, coefficients, draw) in enumerate(steps):
             common = {"step_coefficients": coefficients, "draw": draw, "guidance": np.full(1, guidance, np.float32)}
-            mine, theirs = (
-                common | {"condition": f["condition"], "step_time": f["time"][i], "x": x_}
-                for f, x_ in zip(found, (x, own), strict=True)
-            )
+            mine, theirs = (common | {"x": x_} | modulations_of(f, i) for f, x_ in zip(found, (x, own), strict=True))
             mine |= {"z": notes.z, "timestep": np.float32(timestep)}
             results: list[dict[str, np.ndarray]] = [{}, {}]
             if every_step or i in (0, len(steps) - 1):

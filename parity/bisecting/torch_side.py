@@ -27,7 +27,7 @@ from videomar.graphs import (
     contract,
 )
 from videomar.model.decoder import DecodeFrame
-from videomar.model.head import ancestral_step
+from videomar.model.head import DiffusionHead, ancestral_step
 from videomar.model.transformer import Block, SelfAttention
 from videomar.model.videomar import VideoMAR
 
@@ -168,26 +168,30 @@ class TorchSide:
     def _condition(self, given: dict[str, Tensor], tell: Tell) -> None:
         head = self._model.diffusion_head
         with hooked(head, lambda name, value: tell(name, value) if "mlp" in name else None):
-            tell("time", head.time_embed(given["timesteps"]))
-        tell("condition", head.cond_embed(given["z"]))
+            time = head.time_embed(given["timesteps"])
+        tell("cond_embed", condition := head.cond_embed(given["z"]))
+        for i, value in enumerate(_modulations(head, time[:, None, None] + condition)):
+            tell(f"modulations.{i}", value.flatten(0, 2))
+            tell(f"modulations_{i}", value)
 
     def _head(self, given: dict[str, Tensor], tell: Tell) -> None:
         head, z = self._model.diffusion_head, given["z"]
-        branches, modulations = z.shape[0], []
+        branches = z.shape[0]
 
         def forward(name: str, value: Tensor) -> None:
-            if name.endswith("adaLN_modulation.1"):
-                modulations.append(value.unflatten(0, (branches, -1)))
-            elif name in ("input_proj", "res_blocks.0.in_ln"):  # before the condition, the same for all branches
+            if "adaLN_modulation" in name:
+                return
+            if name in ("input_proj", "res_blocks.0.in_ln"):  # before the condition, the same for all branches
                 tell(name, value.unflatten(0, (branches, -1))[0])
-            elif name.startswith(("res_blocks.", "final_layer.")) and "adaLN" not in name:
+            elif ".mlp." in name or name == "final_layer.linear":  # rows of both branches, as the graph has them there
+                tell(name, value)
+            elif name.startswith(("res_blocks.", "final_layer")):
                 tell(name, value.unflatten(0, (branches, -1)))
 
         x = given["x"]
         both = x.expand(branches, -1, -1).flatten(0, 1)
         with hooked(head, forward):
             eps, variance = head(both, given["timestep"].expand(len(both)), z.flatten(0, 1))
-        tell("modulation", torch.cat(modulations, -1))
         eps, variance = eps.unflatten(0, (branches, -1)), variance.unflatten(0, (branches, -1))
         guided = eps[-1] + given["guidance"] * (eps[0] - eps[-1])
         tell("next", ancestral_step(x, guided, variance[0], given["step_coefficients"], given["draw"]))
@@ -215,6 +219,15 @@ def hooked(root: nn.Module, tell: Tell) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _modulations(head: DiffusionHead, y: Tensor) -> list[Tensor]:
+    """Of the embedded steps and conditions, as the graphs hand them on: a scale as 1 + scale."""
+    parts = []
+    for each, count in (*((block, 3) for block in head.res_blocks), (head.final_layer, 2)):
+        chunks = each.adaLN_modulation(y).chunk(count, dim=-1)
+        parts += [1 + chunk if i == 1 else chunk for i, chunk in enumerate(chunks)]
+    return parts
 
 
 def _halves_first(split: tuple[int, int, int]) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from videomar.artifacts import Manifest
-from videomar.graphs import DIFFUSION_HEAD, HEAD_STEP, TRANSFORMER_STEP, contract
+from videomar.graphs import DIFFUSION_HEAD, HEAD_CONDITION, HEAD_STEP, TRANSFORMER_STEP, contract
 from videomar.runtime.backends.base import Backend, Clip, ClipPlan, Decoder
 from videomar.runtime.backends.plain import Arrays, PlainBackend, Run, in_place
 from videomar.schedule import Noise
@@ -56,6 +56,11 @@ class Tee:
         feeds = {t.name: np.array(feeds[t.name], t.dtype) for t in self._specs[graph].inputs}
         made = self._raw(graph, feeds)
         chosen = self.writing
+        if graph == HEAD_CONDITION and chosen:  # modulations of all steps would be most of a pack
+            steps = list(self.diffusion_steps)
+            feeds = feeds | {"timesteps": feeds["timesteps"][steps]}
+            self.calls.setdefault(graph, []).append((feeds, {name: value[steps] for name, value in made.items()}))
+            return made
         if graph == HEAD_STEP:
             chosen, self._diffused = chosen and self._diffused in self.diffusion_steps, self._diffused + 1
         if chosen:

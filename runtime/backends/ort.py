@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 
 from videomar.artifacts import Manifest
+from videomar.config import TransformerConfig
 from videomar.errors import ArtifactError, InputError, UserError
 from videomar.graphs import (
     DIFFUSION_HEAD,
@@ -25,6 +27,7 @@ from videomar.graphs import (
     TRANSFORMER_STEP,
     contract,
     layer_names,
+    steps_ahead,
 )
 from videomar.runtime.backends.base import Backend, ClipPlan, predicted_sizes
 from videomar.runtime.backends.ort_cache import FixedCache, GrowingCache
@@ -32,6 +35,7 @@ from videomar.runtime.backends.ort_decoder import OrtDecoder
 from videomar.runtime.backends.ort_memory import Buffer, DeviceMemory, HostMemory, Memory, device_failed, trim
 from videomar.runtime.backends.ort_providers import CPU, Providers
 from videomar.runtime.backends.ort_session import open_session
+from videomar.schedule import DiffusionSchedule
 
 NEEDED = (TEXT_ENCODER, TEXT_KEY_VALUES, TOKENIZER_ENCODER, TOKENIZER_DECODER, TRANSFORMER_STEP, DIFFUSION_HEAD)
 
@@ -116,7 +120,7 @@ class OrtBackend(Backend):
     def _run(self, name: str, value: np.ndarray) -> np.ndarray:
         try:
             options = self.memory.shrink if isinstance(self.memory, HostMemory) else None
-            result = self.session(name).run(None, {self.specs[name].inputs[0].name: value}, options)[0]
+            result: np.ndarray = self.session(name).run(None, {self.specs[name].inputs[0].name: value}, options)[0]
             trim()
             return result
         except Exception as error:
@@ -188,19 +192,12 @@ class OrtClip:
             for first in range(0, plan.branches, count)
         ]
 
-        self._sizes = {
-            n: _Buffers(memory, n, plan, t.width, t.token_channels, dtype) for n in predicted_sizes(plan.counts)
-        }
+        self._chunks = _chunks(backend, plan, dtype)
+        self._sizes = {n: _Buffers(memory, n, plan, t, dtype, self._chunks) for n in predicted_sizes(plan.counts)}
         for each in self._passes:
             each.z = {n: each.rows_of(buffers.z) for n, buffers in self._sizes.items()}
         self._now = self._sizes[1]
-        self._constant = {
-            "timesteps": memory.zeros(plan.timesteps.shape, np.float32),
-            "coefficients": memory.zeros(plan.coefficients.shape, np.float32),
-            "guidance": memory.zeros((1,), np.float32),
-        }
-        memory.put(self._head, "timesteps", self._constant["timesteps"], plan.timesteps)
-        memory.put(self._head, "coefficients", self._constant["coefficients"], plan.coefficients)
+        self._guidance = memory.zeros((1,), np.float32)
 
     def step(
         self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
@@ -219,12 +216,17 @@ class OrtClip:
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
         memory, binding, now = self._memory, self._head, self._now
         memory.bind_input(binding, "z", now.z)
-        memory.bind_output(binding, "sampled", now.sampled)
-        memory.put(binding, "guidance", self._constant["guidance"], np.float32(guidance))
-        memory.put(binding, "initial", now.initial, initial)
-        memory.put(binding, "draws", now.draws, draws)
-        memory.run(self._session(DIFFUSION_HEAD), binding, DIFFUSION_HEAD)
-        return memory.read(now.sampled)
+        memory.put(binding, "guidance", self._guidance, np.float32(guidance))
+        memory.put(binding, "initial", now.states[0], initial)
+        for i, chunk in enumerate(self._chunks):  # x goes from one buffer to the other
+            if i:
+                memory.bind_input(binding, "initial", now.states[i % 2])
+            memory.bind_output(binding, "sampled", now.states[(i + 1) % 2])
+            memory.put(binding, "timesteps", chunk.timesteps, chunk.schedule.timesteps)
+            memory.put(binding, "coefficients", chunk.coefficients, chunk.schedule.coefficients)
+            memory.put(binding, "draws", now.draws[i], draws[chunk.at])
+            memory.run(self._session(DIFFUSION_HEAD), binding, DIFFUSION_HEAD)
+        return memory.read(now.states[len(self._chunks) % 2])
 
     def z(self) -> np.ndarray:
         return self._memory.read(self._now.z).astype(np.float32)
@@ -242,7 +244,7 @@ class OrtClip:
             binding.clear_binding_outputs()
         for each in self._passes:
             each.cache.close()
-        for held in (self._passes, self._inputs, self._text, self._sizes, self._constant):
+        for held in (self._passes, self._inputs, self._text, self._sizes, self._chunks):
             held.clear()
 
 
@@ -271,9 +273,32 @@ class _Pass:
 class _Buffers:
     """What depends on the number of predicted tokens."""
 
-    def __init__(self, memory: Memory, count: int, plan: ClipPlan, width: int, channels: int, dtype: np.dtype) -> None:
+    def __init__(
+        self, memory: Memory, count: int, plan: ClipPlan, t: TransformerConfig, dtype: np.dtype, chunks: list[_Chunk]
+    ) -> None:
         self.predict = memory.zeros((count,), np.int64)
-        self.z = memory.zeros((plan.branches, count, width), dtype)
-        self.initial = memory.zeros((count, channels), np.float32)
-        self.draws = memory.zeros((len(plan.timesteps), count, channels), np.float32)
-        self.sampled = memory.zeros((count, channels), np.float32)
+        self.z = memory.zeros((plan.branches, count, t.width), dtype)
+        self.states = [memory.zeros((count, t.token_channels), np.float32) for _ in range(2)]
+        steps = (len(chunk.schedule.timesteps) for chunk in chunks)
+        self.draws = [memory.zeros((n, count, t.token_channels), np.float32) for n in steps]
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Diffusion steps whose modulations are computed at once: one call of the head's graph."""
+
+    at: slice
+    schedule: DiffusionSchedule
+    timesteps: Buffer
+    coefficients: Buffer
+
+
+def _chunks(backend: OrtBackend, plan: ClipPlan, dtype: np.dtype) -> list[_Chunk]:
+    steps, rows, chunks = len(plan.timesteps), plan.branches * max(plan.counts), []
+    length = steps_ahead(backend.config.head, rows, steps, np.dtype(dtype).itemsize)
+    for start in range(0, steps, length):
+        at = slice(start, min(start + length, steps))
+        part = DiffusionSchedule(plan.timesteps[at], plan.coefficients[at])
+        buffers = (backend.memory.zeros(each.shape, np.float32) for each in (part.timesteps, part.coefficients))
+        chunks.append(_Chunk(at, part, *buffers))
+    return chunks

@@ -117,9 +117,9 @@ class PlainClip:
         run, plan, scale = self._backend.run, self._plan, np.full(1, guidance, np.float32)
         made = run(HEAD_CONDITION, {"timesteps": plan.timesteps, "z": self._z})
         x = initial
-        for time, coefficients, draw in zip(made["time"], plan.coefficients, draws, strict=True):
-            feeds = {"x": x, "step_time": time, "step_coefficients": coefficients, "draw": draw.astype(np.float32)}
-            x = run(HEAD_STEP, {**feeds, "condition": made["condition"], "guidance": scale})["next"]
+        for i, (coefficients, draw) in enumerate(zip(plan.coefficients, draws, strict=True)):
+            feeds = {"x": x, "step_coefficients": coefficients, "draw": draw.astype(np.float32), "guidance": scale}
+            x = run(HEAD_STEP, feeds | modulations_of(made, i))["next"]
         return x
 
     def z(self) -> np.ndarray:
@@ -137,6 +137,11 @@ class PlainClip:
 
     def close(self) -> None:
         self._results, self._past, self._text = {}, {}, {}
+
+
+def modulations_of(made: Mapping[str, np.ndarray], step: int) -> Arrays:
+    """What the head's first part made for one of its diffusion steps, as the second takes it."""
+    return {name.replace("modulations_", "modulation_"): value[step] for name, value in made.items()}
 
 
 def in_place(feeds: Mapping[str, np.ndarray], cache_tokens: int | None) -> Arrays:

@@ -30,6 +30,7 @@ from videomar.graphs import (
     TOKENIZER_ENCODER,
     TRANSFORMER_STEP,
     contract,
+    require_engine_width,
 )
 from videomar.runtime.backends.base import Backend, ClipPlan
 from videomar.runtime.backends.cuda import Cuda, Memory
@@ -74,6 +75,7 @@ class TrtBackend(Backend):
                 f"{directory} has a K/V cache of any length, TensorRT wants a fixed one; export with --emitter native "
                 f"--cache-tokens N, then {self._rebuild}"
             )
+        require_engine_width(manifest.config.head)
         self.specs = contract(manifest.config, manifest.activations, manifest.emitter == "native", self._cache_tokens)
         self._dtype = np.dtype(self.specs[TRANSFORMER_STEP].outputs[0].dtype)
         self._begun: weakref.WeakSet[TrtClip | TrtDecoder] = weakref.WeakSet()

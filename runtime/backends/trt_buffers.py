@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from videomar.config import ModelConfig
-from videomar.graphs import layer_names
+from videomar.graphs import layer_names, modulation_names, steps_ahead
 from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.cuda import Cuda, Memory
 from videomar.runtime.backends.trt_memory import Cache, Fields, Upload, aligned, size_of
@@ -39,7 +39,13 @@ class Buffers:
         # One row a diffusion step, each at an address that TensorRT takes.
         self.draw_pitch = aligned(size_of((self.rows, config.transformer.token_channels), np.float32))
         self.coefficient_pitch = aligned(size_of((6,), np.float32))
-        self.time_pitch = aligned(size_of((config.head.width,), dtype))
+        # Modulations are computed for this many steps at once. The last lot ends with the last step, so that all are
+        # of one size: what it computes again is not used.
+        heads = plan.branches * self.rows
+        self.ahead = steps_ahead(config.head, heads, self.steps, dtype.itemsize)
+        self.lots = [min(at, self.steps - self.ahead) for at in range(0, self.steps, self.ahead)]
+        self.modulation_pitch = size_of((heads, config.head.width), dtype)  # a multiple of what TensorRT asks for
+        self.timestep_pitch = aligned(size_of((self.ahead,), np.float32))
         sizes = self._sizes(caches, text)
         uploads = self._uploads()
         need = sum(sizes.values()) + sum(Upload.size(fields) for fields in uploads)
@@ -58,7 +64,7 @@ class Buffers:
             raise
 
     def _sizes(self, caches: Sequence[Cache], text: int) -> dict[str, int]:
-        plan, t, width = self._plan, self._config.transformer, self._config.head.width
+        plan, t = self._plan, self._config.transformer
         state = size_of((self.rows, t.token_channels), np.float32)
         per_text = size_of((2, t.heads, text, t.head_dim), self._dtype)
         halves = dict.fromkeys(layer_names("text", t.depth), per_text // 2)
@@ -69,9 +75,7 @@ class Buffers:
             **dict.fromkeys(layer_names("text", t.depth), per_text),
             **{name: size for cache in caches for name, size in cache.buffers.items()},
             "z": size_of((plan.branches, self.rows, t.width), self._dtype),
-            "condition": size_of((plan.branches, self.rows, width), self._dtype),
-            "time": size_of((self.steps, width), self._dtype),
-            "times": self.steps * self.time_pitch,
+            **dict.fromkeys(modulation_names(self._config.head, "modulations"), self.ahead * self.modulation_pitch),
             **{f"second {name}": size for name, size in self._second.items()},
             "x 0": state,
             "x 1": state,
@@ -96,7 +100,7 @@ class Buffers:
                 "draws": ((self.steps, self.draw_pitch // 4), np.float32),
             },
             {
-                "timesteps": ((self.steps,), np.float32),
+                "timesteps": ((len(self.lots), self.timestep_pitch // 4), np.float32),
                 "coefficients": ((self.steps, self.coefficient_pitch // 4), np.float32),
             },
         )
@@ -120,12 +124,18 @@ class Buffers:
     def _copy(self, to: int, source: int, size: int) -> None:
         self._cuda.copy_rows(to, size, source, size, size, 1, self._stream)
 
-    def at_step(self, step: int) -> dict[str, int]:
-        """Addresses of one diffusion step: row `step` of each table, and x from one buffer to the other."""
+    def at_lot(self, lot: int) -> dict[str, int]:
+        """Addresses of the steps whose modulations are computed at once."""
+        return {"timesteps": self.at["timesteps"] + lot * self.timestep_pitch}
+
+    def at_step(self, step: int, lot: int) -> dict[str, int]:
+        """Addresses of one diffusion step: its row of each table, and x from one buffer to the other."""
+        row, head = (step - self.lots[lot]) * self.modulation_pitch, self._config.head
+        names = zip(modulation_names(head), modulation_names(head, "modulations"), strict=True)
         return {
+            **{name: self.at[made] + row for name, made in names},
             "x": self.at[f"x {(step + 1) % 2}"] if step else self.at["initial"],
             "next": self.at[f"x {step % 2}"],
-            "step_time": self.at["times"] + step * self.time_pitch,
             "step_coefficients": self.at["coefficients"] + step * self.coefficient_pitch,
             "draw": self.at["draws"] + step * self.draw_pitch,
         }
@@ -135,16 +145,12 @@ class Buffers:
         states = np.ascontiguousarray(states, self._dtype)
         self._cuda.upload(self.at["states"], states.ctypes.data, states.nbytes, self._stream)
         constants = self._sent[2].fill()
-        constants["timesteps"][:] = self._plan.timesteps
+        for lot, start in enumerate(self.lots):
+            constants["timesteps"][lot, : self.ahead] = self._plan.timesteps[start : start + self.ahead]
         constants["coefficients"][:, :6] = self._plan.coefficients
         for upload in self._sent:
             upload.send()
         self.wait()  # `states` ends here
-
-    def spread_times(self) -> None:
-        """The embedded step numbers, packed as the engine writes them, to rows that TensorRT can be given."""
-        row = size_of((self._config.head.width,), self._dtype)
-        self._cuda.copy_rows(self.at["times"], self.time_pitch, self.at["time"], row, row, self.steps, self._stream)
 
     def send_pass(
         self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray, start: int
@@ -169,7 +175,7 @@ class Buffers:
     def read_sampled(self, count: int) -> np.ndarray:
         """Wait for the loop and read its first rows: [count, C] float32, the caller's own."""
         rows: np.ndarray = self._sampled[:count]
-        self._cuda.download(rows.ctypes.data, self.at_step(self.steps - 1)["next"], rows.nbytes, self._stream)
+        self._cuda.download(rows.ctypes.data, self.at[f"x {(self.steps - 1) % 2}"], rows.nbytes, self._stream)
         self.wait()
         return np.array(rows)
 

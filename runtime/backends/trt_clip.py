@@ -121,7 +121,7 @@ class TrtClip:
                 self._passes[-1].append(self._replay(context.enqueue, context))
 
     def _make_loop(self, sizes: Mapping[str, int]) -> None:
-        self._condition = self._context(HEAD_CONDITION, sizes)
+        self._condition = self._context(HEAD_CONDITION, {**sizes, "steps": self._buffers.ahead})
         self._diffuse = self._context(HEAD_STEP, sizes)
         self._loop = self._replay(self._enqueue_loop, self._condition, self._diffuse)
 
@@ -129,19 +129,21 @@ class TrtClip:
         return Replay(self._device.cuda, self._device.stream, enqueue, lambda: all(c.capturable for c in contexts))
 
     def _enqueue_loop(self) -> None:
-        """Conditions once, then every diffusion step with addresses of its own."""
-        self._condition.enqueue()
-        for step in range(self._steps):
-            self._diffuse.bind(self._buffers.at_step(step))
-            self._diffuse.enqueue()
+        """Modulations of as many diffusion steps as have room, then those steps, each with addresses of its own."""
+        buffers, step = self._buffers, 0
+        for lot, start in enumerate(buffers.lots):
+            self._condition.bind(buffers.at_lot(lot))
+            self._condition.enqueue()
+            while step < start + buffers.ahead:
+                self._diffuse.bind(buffers.at_step(step, lot))
+                self._diffuse.enqueue()
+                step += 1
 
     def _warm_up(self) -> None:
         """Run everything once, uncaptured, on inputs of zeros: TensorRT may allocate now, and not later."""
         for each in chain(*self._passes):
             each.run()
         self._buffers.gather()
-        self._condition.enqueue()  # the step numbers are the clip's, so their embeddings are too
-        self._buffers.spread_times()
         self._loop.run()
         self._buffers.wait()
 

@@ -47,7 +47,7 @@ def test_two_passes_halve_the_transformers_branches_and_not_the_heads() -> None:
     sizes = Sizes.of(CONFIG, passes=2)
     made = profiles(contract(CONFIG, "fp16", False), axis_ranges(CONFIG, sizes, 0, None), sizes.passes)
     assert [shape[0] for shape in made[TRANSFORMER_STEP]["past_key_0"]] == [1, 1, 1]
-    assert [shape[0] for shape in made[HEAD_STEP]["condition"]] == [2, 2, 2]
+    assert [shape[0] for shape in made[HEAD_STEP]["modulation_0"]] == [2, 2, 2]
 
 
 def test_a_window_bounds_the_keys_and_values() -> None:

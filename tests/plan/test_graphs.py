@@ -65,8 +65,10 @@ def parts(config: ModelConfig) -> Iterator[tuple[str, int]]:
     yield graphs.TRANSFORMER_STEP, count(transformer) - sum(map(count, text_side))
     yield graphs.TOKENIZER_ENCODER, count(vae.encoder) + count(vae.quant_conv)
     yield graphs.TOKENIZER_DECODER, count(vae.decoder) + count(vae.post_quant_conv)
-    yield graphs.HEAD_CONDITION, count(head.time_embed) + count(head.cond_embed)
-    yield graphs.HEAD_STEP, count(head) - count(head.time_embed) - count(head.cond_embed)
+    layers = [*head.res_blocks, head.final_layer]
+    ahead = [head.time_embed, head.cond_embed, *(layer.adaLN_modulation for layer in layers)]
+    yield graphs.HEAD_CONDITION, sum(map(count, ahead))
+    yield graphs.HEAD_STEP, count(head) - sum(map(count, ahead))
 
 
 def test_every_weight_of_every_graph_is_counted(config: ModelConfig) -> None:
@@ -82,7 +84,7 @@ def test_weights_in_memory_are_as_wide_as_the_backend_holds_them() -> None:
     count = {name: tape.params for name, tape in tapes(fp32, "ort-cpu").items()}
     assert weights(fp32, "ort-cpu") == {name: 4 * n for name, n in count.items()}
     on_cpu = weights(fp16, "ort-cpu")  # computed in FP32, but the loop's body is cast in every step
-    assert on_cpu == {name: (2 if name.startswith("head") else 4) * n for name, n in count.items()}
+    assert on_cpu == {name: (2 if name == graphs.HEAD_STEP else 4) * n for name, n in count.items()}
     assert weights(fp16, "trt") == {name: int(2 * n * GPU_ENGINE) for name, n in count.items()}
 
 

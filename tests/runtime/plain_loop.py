@@ -86,11 +86,12 @@ class PlainClip:
 
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
         run = self.backend.run
-        time, condition = run("head_condition", {"timesteps": self.plan.timesteps, "z": self.z})
+        made = run("head_condition", {"timesteps": self.plan.timesteps, "z": self.z})
         x, draws = self.padded(initial), self.padded(draws, 1)
-        for step_time, coefficients, draw in zip(time, self.plan.coefficients, draws, strict=True):
-            feeds = {"x": x, "step_time": step_time, "step_coefficients": coefficients, "draw": draw}
-            (x,) = run("head_step", feeds | {"condition": condition, "guidance": np.array([guidance], np.float32)})
+        for step, (coefficients, draw) in enumerate(zip(self.plan.coefficients, draws, strict=True)):
+            feeds = {"x": x, "step_coefficients": coefficients, "draw": draw}
+            feeds |= {f"modulation_{i}": each[step] for i, each in enumerate(made)}
+            (x,) = run("head_step", feeds | {"guidance": np.array([guidance], np.float32)})
         return x[: len(initial)]
 
     def keep(self) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from videomar import graphs
 from videomar.config import SamplingConfig
 from videomar.errors import ConfigError, InputError, UserError
 from videomar.model.generate import generate
@@ -406,6 +407,17 @@ def test_a_clip_that_is_closed_in_the_middle_leaves_the_others_alone(pipe: Pipel
     np.testing.assert_array_equal(rest, pipe(picture(), PROMPT, seed=2).frames[1:])
     with pytest.raises(InputError, match="this clip is finished"):
         second.advance()
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_the_head_may_take_its_diffusion_steps_in_several_calls(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    whole = pipe(picture(), PROMPT, head_steps=5).latents
+    step = 8 * 2 * 3 * 128 * 4  # bytes of one step: eight modulations of three tokens in two branches, 128 wide
+    monkeypatch.setattr(graphs, "MODULATION_BYTES", ahead * step)
+    assert graphs.steps_ahead(pipe.config.head, 6, 5, 4) == ahead
+    assert np.abs(pipe(picture(), PROMPT, head_steps=5).latents - whole).max() <= LATENT_TOLERANCE / 10
 
 
 def test_a_closed_pipeline_says_so(tiny_artifacts: Path) -> None:

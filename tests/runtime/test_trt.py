@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from videomar import graphs
 from videomar.artifacts import read_manifest
 from videomar.config import SamplingConfig
 from videomar.errors import ArtifactError, DeviceError, InputError, UserError
@@ -121,6 +122,21 @@ def test_whole_clips_agree_with_the_onnx_runtime_backend(
     expected, _ = clip_of(other, rig.onnx.config, **knobs)
     backend.close()
     assert np.abs(latents - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 3])
+@pytest.mark.parametrize("capture", [True, False], ids=["captured", "enqueued"])
+def test_modulations_may_be_computed_for_a_few_diffusion_steps_at_once(
+    make_rig: MakeRig, artifacts: Path, monkeypatch: pytest.MonkeyPatch, ahead: int, capture: bool
+) -> None:
+    """Four steps in lots of three: the last lot computes two steps again, which are not taken twice."""
+    rig = make_rig(artifacts)
+    monkeypatch.setattr(graphs, "MODULATION_BYTES", ahead * 8 * 2 * 3 * 128 * 4)
+    backend = rig.open(capture=capture)
+    latents, _ = clip_of(backend, rig.onnx.config)
+    backend.close()
+    expected, _ = clip_of(rig.plain(), rig.onnx.config)
+    assert np.abs(latents - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 def test_an_engine_of_one_branch_takes_guidance_in_two_passes_by_itself(make_rig: MakeRig, artifacts: Path) -> None:
@@ -280,8 +296,8 @@ def test_everything_is_captured_before_the_first_frame_and_after_a_plain_pass(
     calls = rig.gpu.calls
     begins = [i for i, name in enumerate(calls) if name == "cudaStreamBeginCapture"]
     warm = [i for i, name in enumerate(calls) if name == "execute_async_v3" and i < begins[0]]
-    # Text encoder and text K/V; 3 transformer contexts; the condition twice (its first run makes the time table).
-    assert len(warm) == 2 + 3 + 2 + 4
+    # Text encoder and text K/V; 3 transformer contexts; the head's modulations and its 4 diffusion steps.
+    assert len(warm) == 2 + 3 + 1 + 4
     assert len(begins) == 4
     clip.close()
     backend.close()

@@ -79,7 +79,7 @@ def ancestral_step(x: Tensor, noise: Tensor, variance: Tensor, coefficients: Ten
 
     x, noise, variance, draw: [N, C]; coefficients: [6] as in DiffusionSchedule.COLUMNS.
     """
-    a, b, p, q, low, high = coefficients.float().unbind()
+    a, b, p, q, low, high = coefficients.float().split(1)
     start = a * x - b * noise
     share = (variance + 1) / 2
     return p * start + q * x + torch.exp(0.5 * (share * high + (1 - share) * low)) * draw

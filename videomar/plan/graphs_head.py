@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 from videomar.config import HeadConfig, TextConfig, TransformerConfig
+from videomar.graphs import modulation_names
 from videomar.plan.tape import Tape, Value
 
 
 def head_condition(c: HeadConfig, t: TransformerConfig, rows: int, steps: int, tape: Tape) -> Tape:
-    """Once a mask step: conditions of `rows` (branches times predicted tokens), and the embedded step numbers."""
-    tape.linear(rows, t.width, c.width, tape.given(rows * t.width), bias=True)
-    y = tape.linear(steps, c.time_features, c.width, tape.given(steps * c.time_features), bias=True)
-    tape.linear(steps, c.width, c.width, tape.pointwise(y), bias=True)
+    """Modulations of `steps` diffusion steps for `rows` (branches times predicted tokens)."""
+    _modulations(c, t, rows, steps, tape)
     return tape
 
 
+def head_loop(c: HeadConfig, t: TransformerConfig, rows: int, predicted: int, steps: int, tape: Tape) -> Tape:
+    """Modulations and, while they are there, one diffusion step: what a loop needs at its largest."""
+    made = _modulations(c, t, rows, steps, tape)
+    head_step(c, t, rows, predicted, tape)
+    tape.move(1, *made)
+    return tape
+
+
+def _modulations(c: HeadConfig, t: TransformerConfig, rows: int, steps: int, tape: Tape) -> list[Value]:
+    y = tape.linear(steps, c.time_features, c.width, tape.given(steps * c.time_features), bias=True)
+    time = tape.linear(steps, c.width, c.width, tape.pointwise(y), bias=True)
+    condition = tape.linear(rows, t.width, c.width, tape.given(rows * t.width), bias=True)
+    y = tape.pointwise(tape.compute(steps * rows * c.width, time, condition), steps=2)
+    count = len(modulation_names(c))
+    return [tape.compute(steps * rows * c.width, y, flops=2.0 * steps * rows * c.width**2,
+                         params=c.width * (c.width + 1), linear=True) for _ in range(count)]  # fmt: skip
+
+
 def head_step(c: HeadConfig, t: TransformerConfig, rows: int, predicted: int, tape: Tape) -> Tape:
-    """One diffusion step of `predicted` tokens, `rows` of them with both branches."""
+    """One diffusion step of `predicted` tokens, `rows` of them with both branches; modulations are given."""
     w, state = c.width, predicted * t.token_channels
-    y = tape.pointwise(tape.given(rows * w), steps=2)
-    modulation = tape.linear(rows, w, (3 * c.depth + 2) * w, y, bias=True)
-    parts = [tape.view(rows * w, modulation) for _ in range(3 * c.depth + 2)]
+    parts = [tape.given(rows * w) for _ in modulation_names(c)]
     h = tape.linear(predicted, t.token_channels, w, tape.given(state, 4), bias=True)
     for block in range(c.depth):
         shift, scale, gate = parts[3 * block : 3 * block + 3]
-        x = tape.pointwise(tape.move(h.elements, h, params=2 * w), scale, shift, steps=3)
+        x = tape.pointwise(tape.move(h.elements, h, params=2 * w), scale, shift, steps=2)
         x = tape.pointwise(tape.linear(rows, w, w, _rows(tape, x, rows * w), bias=True))
         h = tape.pointwise(tape.linear(rows, w, w, x, bias=True), gate, h, steps=2)
-    x = tape.pointwise(tape.move(rows * w, h), *parts[-2:], steps=3)
+    x = tape.pointwise(tape.move(rows * w, h), *parts[-2:], steps=2)
     out = tape.linear(rows, w, 2 * t.token_channels, x, bias=True)
     tape.pointwise(tape.compute(state, out, flops=4.0 * state), tape.given(state, 4), steps=8)
     return tape

@@ -16,7 +16,7 @@ from videomar import graphs
 from videomar.carried import decoder_axes
 from videomar.plan.arena import Arena, Ideal
 from videomar.plan.devices import MIB, Device
-from videomar.plan.graphs_head import head_condition, head_step, text_encoder
+from videomar.plan.graphs_head import head_condition, head_loop, head_step, text_encoder
 from videomar.plan.graphs_tokenizer import decoder, encoder
 from videomar.plan.graphs_transformer import Pass, Step, text_key_values
 from videomar.plan.request import Request
@@ -120,7 +120,7 @@ def tapes(request: Request, backend: str) -> dict[str, Tape]:
         graphs.TOKENIZER_ENCODER: encoder(c.tokenizer, request.given, s.height, s.width, new()),
         graphs.TOKENIZER_DECODER: decoder(c.tokenizer, request.frames, request.rows, request.columns, new()),
         graphs.TRANSFORMER_STEP: Step(t, largest, new(), native).write(),
-        graphs.HEAD_CONDITION: head_condition(c.head, t, rows, s.head_steps, new()),
+        graphs.HEAD_CONDITION: head_condition(c.head, t, rows, _ahead(request, backend, rows), new()),
         graphs.HEAD_STEP: head_step(c.head, t, rows, predicted, new()),
     }
     if not request.text_embeddings:
@@ -133,7 +133,7 @@ def weights(request: Request, backend: str) -> dict[str, int]:
     sizes = {}
     for name, tape in tapes(request, backend).items():
         width = tape.weight_width
-        if name in (graphs.HEAD_STEP, graphs.HEAD_CONDITION) and tape.mode == "fp16-as-fp32":
+        if name == graphs.HEAD_STEP and tape.mode == "fp16-as-fp32":
             width = 2  # ONNX Runtime casts those of the loop's body in every step
         size = tape.params * width
         if request.precision == "int8" and name == graphs.TRANSFORMER_STEP:
@@ -160,8 +160,19 @@ def _clip(request: Request, backend: str) -> int:
     inputs = request.tokens * (4 * t.token_channels + 1 + t.head_dim * width)
     sizes = sum({1, *request.counts})
     rows = sizes * (8 + request.branches * t.width * width + 4 * t.token_channels * (2 + s.head_steps))
+    most = request.branches * max(request.counts)
     noise = 12 * s.head_steps * max(request.counts) * t.token_channels
-    return inputs + rows + noise
+    # An engine's modulations lie in the clip's memory; ONNX Runtime's in its arena.
+    engines = backend == "trt"
+    kinds = len(graphs.modulation_names(c.head)) * engines
+    modulations = _ahead(request, backend, most) * kinds * most * c.head.width * width
+    return inputs + rows + noise + modulations
+
+
+def _ahead(request: Request, backend: str, rows: int) -> int:
+    """Diffusion steps whose modulations are computed at once."""
+    itemsize = 4 if wide(request, backend) else 2
+    return graphs.steps_ahead(request.config.head, rows, request.sampling.head_steps, itemsize)
 
 
 def _text(request: Request, backend: str) -> int:
@@ -274,9 +285,9 @@ def _head_arena(request: Request) -> int:
     """Bytes that the loop's arena comes to over a frame, whose mask steps predict ever more tokens."""
     c, arena = request.config, Arena()
     for predicted in sorted(set(request.counts)):
-        rows, tape = request.branches * predicted, Tape(mode(request, "ort-cpu"))
-        head_condition(c.head, c.transformer, rows, request.sampling.head_steps, tape).run(arena)
-        head_step(c.head, c.transformer, rows, predicted, Tape(tape.mode)).run(arena)
+        rows, most = request.branches * predicted, request.branches * max(request.counts)
+        steps, tape = _ahead(request, "ort-cpu", most), Tape(mode(request, "ort-cpu"))
+        head_loop(c.head, c.transformer, rows, predicted, steps, tape).run(arena)
     return arena.peak
 
 

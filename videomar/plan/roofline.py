@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from videomar import graphs
+from videomar.graphs import steps_ahead
 from videomar.plan.devices import Device
 from videomar.plan.graphs_head import head_condition, head_step
 from videomar.plan.graphs_transformer import Pass, Step
@@ -78,7 +79,9 @@ def plan_times(request: Request, device: Device) -> Times:
     def loop(rows: int) -> float:
         c, width = request.config, Tape(mode(request, backend), fused)
         both = request.branches * rows
-        before = tape_seconds(head_condition(c.head, c.transformer, both, sampling.head_steps, width), device)
+        ahead = steps_ahead(c.head, both, sampling.head_steps, width.width)
+        lots = -(-sampling.head_steps // ahead)
+        before = lots * tape_seconds(head_condition(c.head, c.transformer, both, ahead, width), device)
         each = head_step(c.head, c.transformer, both, rows, Tape(width.mode, fused))
         return before + sampling.head_steps * tape_seconds(each, device)
 
