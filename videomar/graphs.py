@@ -100,12 +100,13 @@ def require_engine_width(config: HeadConfig) -> None:
 
 
 def steps_ahead(config: HeadConfig, rows: int, steps: int, itemsize: int) -> int:
-    """Diffusion steps whose modulations are computed ahead at once: all, or as many as fit MODULATION_BYTES.
+    """Diffusion steps whose modulations are computed ahead at once: all, or even lots that fit MODULATION_BYTES.
 
     rows: predicted tokens times branches; steps: of the whole loop; itemsize: bytes of a number.
     """
     step = len(modulation_names(config)) * rows * config.width * itemsize
-    return max(1, min(steps, MODULATION_BYTES // step))
+    lots = -(-steps // max(1, MODULATION_BYTES // step))
+    return -(-steps // lots)
 
 
 def carried_tensors(config: ModelConfig, prefix: str, dtype: str) -> list[TensorSpec]:

@@ -324,16 +324,19 @@ def test_the_diffusion_loops_state_and_arithmetic_are_fp32_in_an_fp16_graph(chec
     }
     (scan,) = [n for n in model.graph.node if n.op_type == "Scan"]
     body = scan.attribute[[a.name for a in scan.attribute].index("body")].g
-    state, time, coefficients, draw = (v.name for v in body.input)
-    assert [body.input[i].type.tensor_type.elem_type for i in (0, 2, 3)] == [TensorProto.FLOAT] * 3
+    state, *modulations, coefficients, draw = (v.name for v in body.input)
+    kinds = [v.type.tensor_type.elem_type for v in body.input]
+    assert kinds == [TensorProto.FLOAT, *[TensorProto.FLOAT16] * len(modulations), *[TensorProto.FLOAT] * 2]
     assert body.output[0].type.tensor_type.elem_type == TensorProto.FLOAT
-    assert list(scan.input) == ["initial", "time", "coefficients", "draws"]
+    made = [f"modulations_{i}" for i in range(len(modulations))]
+    assert list(scan.input) == ["initial", *made, "coefficients", "draws"] and len(made) == 8
     # All that the new state is made of: FP32 inputs, and the network's output behind one cast.
-    assert reached == {state, coefficients, draw, "guidance"} and time not in reached
+    assert reached == {state, coefficients, draw, "guidance"}
     assert len(casts) == 1
     makers = {o: n for n in body.node for o in n.output}
-    assert makers[casts[0]].op_type in ("Add", "Gemm")
-    (bias,) = [i for i in makers[casts[0]].input if i.endswith("final_layer.linear.bias")]
+    product = makers[makers[casts[0]].input[0]]  # reshaped from the rows of both branches
+    assert product.op_type == "Gemm"
+    (bias,) = [i for i in product.input if i.endswith("final_layer.linear.bias")]
     assert {t.name: t.data_type for t in model.graph.initializer}[bias] == TensorProto.FLOAT16
 
 
@@ -378,7 +381,7 @@ def constant(model: ModelProto, name: str, values: list[int]) -> str:
 
 def transposed_head_weight(m: ModelProto) -> None:
     weights = {t.name: t for t in m.graph.initializer}
-    square = first(scanned(m), "MatMul", lambda n: len(set(weights[n.input[1]].dims)) == 1)
+    square = first(scanned(m), "Gemm", lambda n: len(set(weights[n.input[1]].dims)) == 1)
     change(m, weights[square.input[1]], np.transpose)
 
 
