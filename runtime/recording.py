@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -201,7 +202,7 @@ def _square(frame: av.VideoFrame, aspect: float) -> np.ndarray:
 
 def _display_matrix(frame: av.VideoFrame) -> _Matrix | None:
     """The nine numbers beside the video that say how to show it, if there are any."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     return None if data is None else struct.unpack("=9i", bytes(data)[:36])
 
 
@@ -227,6 +228,8 @@ def _deinterlacer(stream: av.VideoStream) -> av.filter.Graph:
 def _pulled(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
     while True:
         try:
-            yield graph.pull()
+            frame = graph.pull()
         except (av.BlockingIOError, av.EOFError):
             return
+        if isinstance(frame, av.VideoFrame):  # a graph of pictures gives nothing else
+            yield frame
