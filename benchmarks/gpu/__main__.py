@@ -106,7 +106,7 @@ class Session:
         notes, scratch = self.work / f"{name}.json", self.work / name
         module = part.module if "." in part.module else f"benchmarks.gpu.parts.{part.module}"
         command = [sys.executable, "-m", module, *part.words]
-        command += ["--notes", str(notes), "--device", self.device, "--seconds", f"{limit:.1f}"]
+        command += ["--notes", str(notes), "--device", self.device, "--until", f"{time.monotonic() + limit:.2f}"]
         command += ["--artifacts", str(self.work / "artifacts"), "--scratch", str(scratch)]
         print(f"{part.name}: {part.about} ({limit:.0f} s at most)", flush=True)
         done = run(command, limit, self.work / f"{name}.log", variables, CHECKOUT)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.parts.graphs import Bound
-from benchmarks.gpu.parts.notes import Job, begin
+from benchmarks.gpu.parts.notes import Job, start
 from benchmarks.gpu.parts.sizes import latent
 from videomar.artifacts import read_manifest
 
@@ -112,4 +112,4 @@ def read_operators(events: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[
 
 
 if __name__ == "__main__":
-    main(begin())
+    start(main)

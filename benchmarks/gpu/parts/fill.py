@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.gpu.parts.notes import Job, begin
+from benchmarks.gpu.parts.notes import Job, start
 from benchmarks.gpu.skeleton import WEIGHTS, fill
 
 
@@ -13,4 +13,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main(begin())
+    start(main)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.parts.authors import Loop
-from benchmarks.gpu.parts.notes import Job, begin, median_seconds
+from benchmarks.gpu.parts.notes import Job, median_seconds, start
 from benchmarks.gpu.parts.rates import captured
 from benchmarks.gpu.parts.sizes import latent, model
 from videomar.model.head import DiffusionHead
@@ -152,4 +152,4 @@ def _exported(job: Job, predicted: int) -> None:
 
 
 if __name__ == "__main__":
-    main(begin())
+    start(main)

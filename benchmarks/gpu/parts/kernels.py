@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.gpu.parts.notes import Job, begin
+from benchmarks.gpu.parts.notes import Job, start
 from benchmarks.gpu.process import run, tool
 
 CHECKOUT = Path(__file__).resolve().parents[3]
@@ -68,4 +68,4 @@ def architecture() -> str:
 
 
 if __name__ == "__main__":
-    main(begin())
+    start(main)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.parts.notes import Job, begin
+from benchmarks.gpu.parts.notes import Job, start
 
 CHECKPOINT = Path(__file__).resolve().parents[3] / "models" / "demo"
 SIDES = ("demo-fp32", "demo-fp16", "demo-int8")
@@ -64,4 +64,4 @@ def gates(job: Job, data: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main(begin())
+    start(main)

@@ -7,7 +7,7 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
-from benchmarks.gpu.parts.notes import Job, begin
+from benchmarks.gpu.parts.notes import Job, start
 from benchmarks.gpu.process import tool
 
 PACKAGES = (
@@ -81,4 +81,4 @@ def _processor() -> str:
 
 
 if __name__ == "__main__":
-    main(begin())
+    start(main)

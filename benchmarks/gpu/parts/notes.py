@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from benchmarks.gpu.results import write_json
 
@@ -87,13 +89,32 @@ def begin(argv: Sequence[str] | None = None) -> Job:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--artifacts", type=Path, required=True)
     parser.add_argument("--scratch", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=3600.0)
+    parser.add_argument("--until", type=float, help="monotonic seconds, at which it will be stopped")
     args = parser.parse_args(argv)
     args.scratch.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + args.seconds
+    until = args.until or time.monotonic() + 3600
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what the part has started, too
-    faulthandler.dump_traceback_later(max(1.0, args.seconds - 2.0))  # where it hangs, just before it is stopped
+    faulthandler.dump_traceback_later(
+        max(1.0, until - time.monotonic() - 2.0)
+    )  # where it hangs, just before it is stopped
     return Job(Notes(args.notes), args.device, args.artifacts, args.scratch, tuple(args.words), until)
+
+
+def start(main: Callable[[Job], None]) -> NoReturn:
+    """Run a part as this process, which ends with it: taking PyTorch and CUDA down in order can take seconds."""
+    code = 0
+    try:
+        main(begin())
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def median_seconds(work: Callable[[], object], wait: Callable[[], object], repeats: int, inner: int = 1) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from benchmarks.gpu.parts.ladder import gates
-from benchmarks.gpu.parts.notes import Job, begin
+from benchmarks.gpu.parts.notes import Job, start
 
 
 def main(job: Job) -> None:
@@ -24,4 +24,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main(begin())
+    start(main)

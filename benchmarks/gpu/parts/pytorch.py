@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.gpu.parts.authors import Loop
-from benchmarks.gpu.parts.notes import Job, Notes, begin
+from benchmarks.gpu.parts.notes import Job, Notes, start
 from benchmarks.gpu.parts.sizes import latent, model, own_clip
 
 
@@ -132,4 +132,4 @@ def _decoder(job: Job, config: object, dtype: torch.dtype, wait: Callable[[], ob
 
 
 if __name__ == "__main__":
-    main(begin())
+    start(main)

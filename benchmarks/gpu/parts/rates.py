@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.gpu.parts.notes import Job, begin, median_seconds
+from benchmarks.gpu.parts.notes import Job, median_seconds, start
 from benchmarks.gpu.parts.sizes import latent, model
 from videomar.plan.devices import DEVICES
 
@@ -152,4 +152,4 @@ def _compare(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main(begin())
+    start(main)

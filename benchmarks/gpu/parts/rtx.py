@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from benchmarks.gpu.parts.notes import Job, begin
+from benchmarks.gpu.parts.notes import Job, start
 from benchmarks.gpu.parts.runtime import PROMPT, a_picture
 from benchmarks.gpu.process import run
 
@@ -33,4 +33,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main(begin())
+    start(main)

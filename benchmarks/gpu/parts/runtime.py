@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from benchmarks.gpu.parts.notes import Job, begin
+from benchmarks.gpu.parts.notes import Job, start
 from benchmarks.gpu.parts.sizes import latent, own_clip
 from benchmarks.gpu.parts.watch import Call, Watched
 from videomar.config import ModelConfig
@@ -170,4 +170,4 @@ def _memory(job: Job, config: ModelConfig, most: int, before: int) -> None:
 
 
 if __name__ == "__main__":
-    main(begin())
+    start(main)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 
-from benchmarks.gpu.parts.notes import Job, begin
+from benchmarks.gpu.parts.notes import Job, start
 from benchmarks.gpu.parts.runtime import PROMPT, a_picture, embedding
 from benchmarks.gpu.parts.sizes import own_clip
 from videomar.runtime.pipeline import Pipeline
@@ -48,4 +48,4 @@ def main(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    main(begin())
+    start(main)
