@@ -157,7 +157,7 @@ class SamplingConfig:
         if self.kv_window is not None:
             _check_count("K/V window", self.kv_window, "at least 1 latent frame; change --kv-window")
         _check_number("max_beta", self.max_beta, lambda b: 0 < b < 1, "more than 0 and less than 1")
-        if self.fit not in FITS:
+        if not isinstance(self.fit, str) or self.fit not in FITS:
             raise ConfigError(f"fit is {_shown(self.fit)}, expected {' or '.join(FITS)}; change --fit")
         _check_number("frames a second (fps)", self.fps, lambda f: 0.1 <= f <= 1000, "0.1 to 1000; change --fps")
 

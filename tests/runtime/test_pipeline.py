@@ -541,6 +541,13 @@ def test_a_video_is_saved_at_the_models_frame_rate_unless_told_otherwise(pipe: P
 
 
 def test_fit_and_fps_that_cannot_be_are_refused(pipe: Pipeline) -> None:
-    for wrong in ({"fit": "squash"}, {"fit": None}, {"fps": 0}, {"fps": float("nan")}, {"fps": "fast"}):
+    for wrong in (
+        {"fit": "squash"},
+        {"fit": None},
+        {"fit": np.zeros(2)},
+        {"fps": 0},
+        {"fps": float("nan")},
+        {"fps": "fast"},
+    ):
         with pytest.raises(ConfigError, match=r"(fit|fps).*expected"):
             pipe.config.sampling.but(**wrong)
