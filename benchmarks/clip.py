@@ -1,9 +1,11 @@
 """Whole clip, side by side in one run: the runtime against the PyTorch reference loop with a K/V cache.
 
-    python benchmarks/clip.py [--checkpoint models/demo] [--threads 2] [--clips 7]
+    python benchmarks/clip.py [--checkpoint models/demo] [--threads 2] [--clips 7] [--no-compile] [--openvino]
 
-Both get the same picture, prompt, noise and threads; PyTorch runs in inference mode. The two take turns, clip by clip,
-so that a machine whose speed drifts is fair to both; the table shows medians. Loading and export are not timed.
+All get the same picture, prompt, noise and threads; PyTorch runs in inference mode, once as it is and once with every
+network under torch.compile. They take turns, clip by clip, so that a machine whose speed drifts is fair to all; the
+table shows medians. Loading, export and what the first clips compile are not timed. --openvino (`pip install
+openvino`) adds OpenVINO on the same portable graphs, step by step.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from videomar.config import SamplingConfig
 from videomar.demo.world import render, sample_scene
 from videomar.export.export import export_checkpoint
 from videomar.model.generate import generate
@@ -26,13 +29,15 @@ from videomar.runtime.pipeline import Pipeline
 from videomar.schedule import SeededNoise
 
 SEED = 10**9
+WARM = 2  # clips before any is timed: torch compiles sizes that it first saw as fixed once more
 
 
-class Stages:
-    """Time of the reference's parts, by wrapping the modules' calls."""
+class Reference:
+    """The reference loop with a K/V cache; time of its parts by wrapping the modules' calls."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, checkpoint: Path, compiled: bool) -> None:
         self.seconds: dict[str, float] = {}
+        self.model = model = load_checkpoint(checkpoint)
         tokenizer = model.video_tokenizer
         for name, owner, method in (
             ("text", model.text_encoder, "forward"),
@@ -41,7 +46,16 @@ class Stages:
             ("transformer", model.transformer, "forward"),
             ("head", model.diffusion_head, "forward"),
         ):
-            setattr(owner, method, self._timed(name, getattr(owner, method)))
+            call = getattr(owner, method)
+            setattr(owner, method, self._timed(name, torch.compile(call) if compiled else call))
+
+    def run(
+        self, pixels: torch.Tensor, ids: torch.Tensor, prefix: int, sampling: SamplingConfig, seed: int
+    ) -> dict[str, float]:
+        """One clip; seconds of its parts."""
+        self.seconds.clear()
+        generate(self.model, pixels, ids, prefix, sampling, SeededNoise(seed), cache=True)
+        return dict(self.seconds)
 
     def _timed(self, name, call):  # type: ignore[no-untyped-def]
         def run(*args, **kwargs):  # type: ignore[no-untyped-def]
@@ -62,12 +76,16 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=7)
     parser.add_argument("--mask-steps", type=int)
     parser.add_argument("--head-steps", type=int)
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out: it takes minutes")
+    parser.add_argument("--openvino", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model = load_checkpoint(args.checkpoint)
+    references = {"PyTorch, K/V cache": Reference(args.checkpoint, compiled=False)}
+    if not args.no_compile:
+        references["PyTorch, torch.compile"] = Reference(args.checkpoint, compiled=True)
+        torch._dynamo.config.recompile_limit = 64  # a graph a size, until torch takes the size for dynamic
     scene = sample_scene(np.random.default_rng(SEED))
     picture = render(scene)[0]
-    stages = Stages(model)
     options = {k: v for k in ("mask_steps", "head_steps") if (v := getattr(args, k)) is not None}
 
     with contextlib.ExitStack() as stack:
@@ -75,24 +93,23 @@ def main() -> None:
         for emitter in ("portable", "native"):
             directory = args.artifacts / f"bench-{emitter}"
             export_checkpoint(args.checkpoint, directory, "fp32", emitter)  # nothing to do the second time
-            runtimes[emitter] = stack.enter_context(Pipeline.open(directory, threads=args.threads))
-        first = runtimes["portable"]
+            runtimes[f"ONNX Runtime, {emitter}"] = stack.enter_context(Pipeline.open(directory, threads=args.threads))
+        first = runtimes["ONNX Runtime, portable"]
         sampling = first.config.sampling.but(**options)
         ids = torch.from_numpy(first.tokenizer(scene.prompt))
         pixels = torch.from_numpy(to_pixels(picture))
 
-        rows: dict[str, list[dict[str, float]]] = {name: [] for name in ("pytorch", *runtimes)}
-        for clip in range(args.clips + 1):  # the first one warms up
+        rows: dict[str, list[dict[str, float]]] = {name: [] for name in (*references, *runtimes)}
+        for clip in range(-WARM, args.clips):
             for name in rows:
                 began = time.perf_counter()
-                if name == "pytorch":
-                    stages.seconds.clear()
-                    generate(model, pixels, ids, first.tokenizer.prefix, sampling, SeededNoise(clip), cache=True)
-                    spent = dict(stages.seconds)
+                if name in references:
+                    spent = references[name].run(pixels, ids, first.tokenizer.prefix, sampling, WARM + clip)
                 else:
-                    spent = dict(runtimes[name](picture, scene.prompt, seed=clip, sampling=sampling).timing.seconds)
+                    made = runtimes[name](picture, scene.prompt, seed=WARM + clip, sampling=sampling)
+                    spent = dict(made.timing.seconds)
                 total = time.perf_counter() - began
-                if clip:
+                if clip >= 0:
                     rows[name].append({**spent, "loop": total - sum(spent.values()), "total": total})
 
     columns = ("text", "encoder", "transformer", "head", "decoder", "loop", "total")
@@ -108,9 +125,15 @@ def main() -> None:
         medians = {c: 1e3 * statistics.median(row.get(c, 0.0) for row in clips) for c in columns}
         reference = reference or medians["total"]
         cells = " | ".join(f"{medians[c]:.1f}" for c in columns)
-        label = "PyTorch, K/V cache" if name == "pytorch" else f"ONNX Runtime, {name}"
         rate = (sampling.frames - 1) / medians["total"] * 1e3
-        print(f"| {label} | {cells} | {reference / medians['total']:.2f}x | {rate:.1f} |")
+        print(f"| {name} | {cells} | {reference / medians['total']:.2f}x | {rate:.1f} |")
+    if args.openvino:
+        from openvino_steps import compare
+
+        print("\n| a step of | ONNX Runtime, ms | OpenVINO, ms | OpenVINO is faster by | difference |")
+        print("|---|---|---|---|---|")
+        for graph, ours, theirs, difference in compare(args.artifacts / "bench-portable", args.threads, 25):
+            print(f"| {graph} | {ours:.2f} | {theirs:.2f} | {ours / theirs:.2f}x | {difference:.1e} |")
 
 
 if __name__ == "__main__":
