@@ -209,7 +209,7 @@ def test_a_damaged_manifest_is_one_line(demo: Path, damage: bytes | None) -> Non
 
 def test_another_format_version_says_which_and_whose(demo: Path) -> None:
     edit(demo, format=1, made_by={"videomar": "9.9"}, files=..., surprise=1)
-    with pytest.raises(ArtifactError, match=r"format 1 by videomar 9\.9, expected format 2; export again"):
+    with pytest.raises(ArtifactError, match=r"format 1 by videomar 9\.9, expected format 3; export again"):
         read_manifest(demo)
 
 

@@ -712,7 +712,7 @@ def test_a_file_that_is_what_the_maker_wrote_and_yet_rubbish_is_named(
 
 
 MANIFESTS: dict[str, tuple[Callable[[str], str], str]] = {
-    "an older version": (lambda text: text.replace('"format": 2', '"format": 1', 1), "format 1"),
+    "an older version": (lambda text: text.replace('"format": 3', '"format": 1', 1), "format 1"),
     "truncated": (lambda text: text[:200], "truncated"),
     "empty": (lambda text: "", "truncated"),
     "not JSON": (lambda text: "hello", "not JSON"),

@@ -343,7 +343,7 @@ def test_noise_is_standard_normal_and_frames_are_uncorrelated():
 
 @pytest.mark.parametrize("seed", [-1, 2**63])
 def test_a_seed_out_of_range_is_an_input_error(seed):
-    with pytest.raises(InputError, match="expected 0 to"):
+    with pytest.raises(InputError, match="expected a whole number, 0 to"):
         SeededNoise(seed)
 
 

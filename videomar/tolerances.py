@@ -58,8 +58,8 @@ def _gates(forced: dict[str, float], cosine: float | None, clip: float | None, p
     return tuple(sorted(gates, key=lambda gate: RUNGS.index(gate.rung)))
 
 
-# Teacher-forced gates hold for the worst call of a run. FP32 is what is measured on the demo model with room of ten, and
-# for the head with room for random weights, whose loop magnifies rounding more than a trained one (6.7e-6 was seen).
+# Teacher-forced gates hold for the worst call of a run. FP32 is what is measured on the demo model with room of ten;
+# the head has room for random weights, whose loop magnifies rounding more than a trained one (6.7e-6 was seen).
 GATES: dict[str, tuple[Gate, ...]] = {
     "fp32": _gates({TEXT: 2e-6, ENCODED: 5e-6, Z: 1e-5, HEAD: 1e-5, SAMPLED: 3e-5, DECODED: 5e-6}, None, 73.0, 0.1),
     "fp16": _gates({TEXT: 5e-3, ENCODED: 5e-3, HEAD: 1e-2, SAMPLED: 1e-2, DECODED: 5e-3}, 0.9999, 45.0, 0.5),

@@ -140,8 +140,10 @@ class PlainClip:
 
 
 def modulations_of(made: Mapping[str, np.ndarray], step: int) -> Arrays:
-    """What the head's first part made for one of its diffusion steps, as the second takes it."""
-    return {name.replace("modulations_", "modulation_"): value[step] for name, value in made.items()}
+    """What the head's first part made for one of its diffusion steps, as the second takes it; whoever looks on may have
+    the graph tell more besides."""
+    numbers = (name.removeprefix("modulations_") for name in made)
+    return {f"modulation_{n}": made[f"modulations_{n}"][step] for n in numbers if n.isdecimal()}
 
 
 def in_place(feeds: Mapping[str, np.ndarray], cache_tokens: int | None) -> Arrays:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -29,7 +30,9 @@ from videomar.export.onnx_files import save
 from videomar.graphs import TEXT_ENCODER, TEXT_KEY_VALUES, contract
 from videomar.model.videomar import load_checkpoint
 from videomar.runtime.backends.ort_session import open_session
+from videomar.runtime.pipeline import Pipeline
 from videomar.runtime.prompt import PromptTokenizer
+from videomar.schedule import SeededNoise
 
 torch.set_num_threads(1)
 
@@ -336,3 +339,37 @@ def test_the_second_branch_sees_the_rows_that_the_mask_lets_through(padded: tupl
     for i, (key, value) in enumerate(pairs):
         assert np.abs(found[f"text_key_{i}"][1] - key[0].numpy()).max() < 1e-6
         assert np.abs(found[f"text_value_{i}"][1] - value[0].numpy()).max() < 1e-6
+
+
+# ---- the whole way
+
+
+def test_an_official_release_is_imported_exported_and_run_as_the_naive_reading_of_its_file(tmp_path: Path) -> None:
+    """Qwen2-VL padded on the left, a system prompt from a file, the corrected last step; nothing but the command."""
+    made.write_all(tmp_path, "left")
+    (tmp_path / "system.txt").write_text("You describe videos away")
+    cv2.imwrite(str(tmp_path / "first.png"), np.random.default_rng(3).integers(0, 256, (32, 48, 3), np.uint8))
+    files = [f"--{name}={tmp_path / file}" for name, file in (("transformer", "videomar.pth"), ("tokenizer", "cosmos"))]
+    files += [f"--text={tmp_path / 'qwen'}", f"--system-prompt-file={tmp_path / 'system.txt'}"]
+    options = ["--frames=25", "--size=32x48", "--mask-steps=2", "--head-steps=125"]
+    for command in (
+        ["import", *files, "-o", str(tmp_path / "checkpoint")],
+        ["export", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "artifacts")],
+        ["generate", str(tmp_path / "artifacts"), "--image", str(tmp_path / "first.png"), "--prompt", PROMPT,
+         "--seed=4", "-o", str(tmp_path / "frames"), *options],
+    ):  # fmt: skip
+        assert main(command) == 0, command[0]
+    with Pipeline.open(tmp_path / "artifacts", threads=1, backend="ort-cpu") as pipe:
+        config = pipe.config
+        sampling = config.sampling.but(frames=25, height=32, width=48, mask_steps=2, head_steps=125)
+        video = pipe(tmp_path / "first.png", PROMPT, seed=4, sampling=sampling)
+    shown = [cv2.imread(str(file))[..., ::-1] for file in sorted((tmp_path / "frames").iterdir())]
+    np.testing.assert_array_equal(np.stack(shown), video.frames)
+
+    states, _ = the_authors_way(tmp_path / "qwen", "left", TOKENS, config.text.positions)
+    weights = {name: tensor.double().numpy() for name, tensor in made.official(2).items()}
+    expected = made.naive.generate(
+        weights, video.latents[:, :1].astype(float), states.reshape(TOKENS, -1).double().numpy(), SeededNoise(4),
+        config.transformer.rope_split, 4, 2, 125, sampling.guidance_scale, padding_side="left",
+    )  # fmt: skip
+    assert np.linalg.norm(video.latents - expected) / np.linalg.norm(expected) < 1e-4
