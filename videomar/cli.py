@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 _EXTRA = {
     "export": ("torch", "diffusers", "transformers", "safetensors", "onnx", "onnxscript"),
     "serve": ("fastapi", "starlette", "uvicorn", "multipart", "python_multipart", "prometheus_client", "sqlalchemy"),
-    "fleet": ("ray", "psycopg"),
+    "postgres": ("psycopg",),
 }
 
 
