@@ -105,7 +105,8 @@ def _unpacked(archive: Path, place: Path) -> str:
     place.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(place, filter="data")
+            safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.2 has no filters yet
+            tar.extractall(place, **safe)
     except (tarfile.TarError, OSError) as error:
         return str(error)
     return "unpacked"
