@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 import uvicorn
+from starlette.concurrency import run_in_threadpool
 
 from videomar.serving.api.app import make_app
 from videomar.serving.site import Site
@@ -55,6 +56,13 @@ class Server(uvicorn.Server):
                 host, self.port = each.getsockname()[:2]
                 shown = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
                 print(f"the page is at {shown}/, the API at {shown}/v1", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, once the clips in flight have had their grace: until then, whoever watches them may."""
+        if not self.site.maker.stopping:  # ended by a program, not by a signal
+            self.site.maker.stop(0.0)
+        await run_in_threadpool(self.site.maker.join)
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal asks, the second one insists."""

@@ -32,7 +32,7 @@ def make_app(site: Site) -> FastAPI:
             yield
         finally:
             tidying.cancel()
-            site.maker.stop(0.0)  # whoever ends the server has granted its grace before
+            site.maker.stop(0.0)  # the server has granted its grace before (serving/server.py)
             await site.decoder.close()
             await run_in_threadpool(site.close)
 

@@ -80,6 +80,11 @@ class Maker:
         """The jobs in flight here."""
         return tuple(making.job for making in list(self._making.values()))
 
+    @property
+    def stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stop.is_set()
+
     def stop(self, grace: float) -> None:
         """Take nothing more; finish what is in flight within so many seconds, let the rest wait for another start."""
         self._deadline = time.monotonic() + grace
