@@ -18,6 +18,7 @@ from videomar.config import DEMO
 from videomar.demo.world import FRAMES, render, sample_scene
 from videomar.model.tokenizer import VideoTokenizer
 from videomar.training.optimizers import Optimizers
+from videomar.training.precision import autocast
 
 BATCH = 4
 LATENT_NOISE = 0.05  # what the decoder must bear: generated latents are never exact
@@ -77,7 +78,7 @@ def train_tokenizer(out: Path, steps: int, minutes: float, seed: int, learning_r
         x = clips(rng, BATCH, FRAMES if whole else 9)
         with torch.no_grad():
             x = haar(x)
-        with without_haar(model), torch.autocast("cpu", torch.bfloat16):
+        with without_haar(model), autocast():
             z = model.vae.encode(x).latent_dist.mode().float()
             y = model.vae.decode(z + LATENT_NOISE * torch.randn_like(z)).sample.float()
         mse = F.mse_loss(y, x) * PATCH_GAIN
