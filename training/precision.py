@@ -6,7 +6,7 @@ import torch
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 itself: one that only emulates it takes 14 times as long as in float32."""
+    """Whether this processor multiplies bfloat16 itself: emulated, a product takes 14 times as long as in float32."""
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
