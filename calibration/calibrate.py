@@ -6,9 +6,9 @@ figures of what was written, and whether it pays (pays.py). Knows nothing of opt
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from videomar.calibration.trials import Trial, record
 from videomar.calibration.writing import Found, Source, first_report, write
 from videomar.errors import ArtifactError, InputError
 from videomar.graphs import TRANSFORMER_STEP
+from videomar.unfinished import scratch
 
 LEAST_CLIPS = 4  # three to look at, one to hold out
 
@@ -71,20 +72,43 @@ def calibrate(
     ranges = Ranges(model_id(manifest))
     for file in ranges_files:
         ranges.merge(Ranges.load(file))
-    if seen:
-        state.parent.mkdir(parents=True, exist_ok=True)
-        ranges = collect(directory, manifest, seen, options.sampling, state, options.threads, options.memory, progress)
+    try:
+        if seen:
+            state.parent.mkdir(parents=True, exist_ok=True)
+            sampling, threads = options.sampling, options.threads
+            ranges = collect(directory, manifest, seen, sampling, state, threads, options.memory, progress)
+        outcome = _quantize(directory, manifest, output, linears, ranges, held_out, inputs, force, options, progress)
+    except KeyboardInterrupt as stop:
+        if state.exists():
+            stop.args = (f"what the clips showed so far is kept in {state}; the same command goes on from there",)
+        raise
+    for leftover in state.parent.glob(f".{glob.escape(output.resolve().name)}.*.{RANGES}"):
+        leftover.unlink(missing_ok=True)
+    return outcome
+
+
+def _quantize(
+    directory: Path,
+    manifest: Manifest,
+    output: Path,
+    linears: Sequence[Linear],
+    ranges: Ranges,
+    held_out: Sequence[CalibrationClip],
+    inputs: dict[str, str],
+    force: bool,
+    options: Options,
+    progress: Progress,
+) -> Outcome:
+    """Everything after the ranges."""
     check_ranges(ranges, linears)
 
-    with tempfile.TemporaryDirectory(prefix="videomar-") as scratch:
-        trials = record(directory, manifest, held_out, options.sampling, options.threads, Path(scratch), progress)
+    with scratch("trials") as folder:
+        trials = record(directory, manifest, held_out, options.sampling, options.threads, folder, progress)
         head = Graphs(directory, options.threads)
         found = _find(directory, linears, ranges, trials, head, options, progress)
         source = Source(directory, manifest, linears, ranges, held_out[0].prompt)
         report = first_report(source, found, options.target)
         written = write(source, found, report, trials, head, inputs, output, force, options)
-    for leftover in state.parent.glob(f".{output.resolve().name}.*.{RANGES}") if written else ():
-        leftover.unlink(missing_ok=True)
     return Outcome(report, written)
 
 

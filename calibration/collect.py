@@ -26,6 +26,7 @@ from videomar.errors import InputError
 from videomar.graphs import TRANSFORMER_STEP
 from videomar.runtime.pipeline import Pipeline
 from videomar.runtime.prompt import PromptTokenizer
+from videomar.unfinished import scratch
 
 MEMORY = 2 << 30  # bytes of activations that one call may hand out
 Progress = Callable[[str, int, int], None]  # (what, done, of)
@@ -75,12 +76,12 @@ def collect(
         if found.model == ranges.model:
             ranges = found
     linears, keys = linears_of(directory), [trajectory_key(clip, sampling) for clip in clips]
-    with tempfile.TemporaryDirectory(prefix="videomar-") as folder:
+    with scratch("ranges") as folder:
         groups = list(_groups(linears, manifest, sampling, memory))
         steps = _steps(directory, manifest, clips, sampling)
         of, done = steps * len(groups) * len(clips), 0
         for index, group in enumerate(groups):
-            graphs = _watched(directory, Path(folder), group, largest=index == 0, threads=threads)
+            graphs = _watched(directory, folder, group, largest=index == 0, threads=threads)
             for clip, key in zip(clips, keys, strict=True):
                 part = f"{key}/{group[0].name}"
                 if part in ranges.parts or key in ranges.clips:

@@ -7,7 +7,6 @@ measured itself; tests hold the two against each other.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from videomar.calibration.choose import LEVELS, fake_quantize_weight
 from videomar.calibration.linears import Linear
 from videomar.calibration.observe import link_or_copy
 from videomar.calibration.plain import Arrays, open_graph
+from videomar.unfinished import scratch
 
 
 class Probe:
@@ -34,8 +34,8 @@ class Probe:
         self._norms = {x.norm: norms[x.norm] for x in linears if x.norm}
         self._affine = {name: numpy_helper.to_array(tensors[name]) for names in self._norms.values() for name in names}
         del model
-        with tempfile.TemporaryDirectory(prefix="videomar-") as folder:
-            self._session = open_graph(_probe_graph(source, Path(folder), self._linears, list(self._affine)), threads)
+        with scratch("probe") as folder:
+            self._session = open_graph(_probe_graph(source, folder, self._linears, list(self._affine)), threads)
         self._off = {_scale(x): np.zeros((), np.float32) for x in self._linears}
         self.configure({}, {})
 

@@ -7,7 +7,6 @@ of how thresholds were found.
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, 
 from onnxruntime.quantization.calibrate import TensorData, TensorsData, save_tensors_data
 
 from videomar.calibration.linears import Linear
+from videomar.unfinished import scratch
 
 HALF_OPSET = 19  # the first whose QuantizeLinear takes float16
 MAX_INLINE_BYTES = 1 << 30  # above this, weights go to a .onnx.data file beside the graph (protobuf ends at 2 GiB)
@@ -74,8 +74,7 @@ def quantize(
             opset.version = max(opset.version, HALF_OPSET)
     for linear in chosen:
         _own_input(model.graph, linear)
-    with tempfile.TemporaryDirectory(prefix="videomar-") as name:
-        folder = Path(name)
+    with scratch("qdq") as folder:
         _save(model, folder / "plain.onnx")
         dtype = np.float16 if half else np.float32
         data = {

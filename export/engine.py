@@ -11,7 +11,6 @@ import datetime
 import json
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +23,7 @@ from videomar.export.profiles import ENGINES
 from videomar.export.sources import BuildOptions, Source, jobs, open_source, rebuild_command, weights_bytes
 from videomar.export.workers import MIB, OnProgress, failure, free_memory, run_job
 from videomar.fingerprint import Machine, as_data
+from videomar.unfinished import scratch
 
 Progress = Callable[[str, float, float], None]  # stage, done, of
 
@@ -43,8 +43,8 @@ def build_engines(
     InputError for options that do not fit, BuildError when TensorRT fails; then `out` is left as it was.
     """
     source = open_source(directory, options)
-    with tempfile.TemporaryDirectory(prefix="videomar-build-") as scratch:
-        here, rtx = probe(options.builder, Path(scratch))
+    with scratch("build") as folder:
+        here, rtx = probe(options.builder, folder)
         here = machine or here
         capability = capabilities(here.tensorrt, rtx)
         check_graphs(capability, source.manifest.emitter, source.manifest.opset)
@@ -59,7 +59,7 @@ def build_engines(
             return None
         with write_directory(out, force=force) as target:
             shutil.copy(directory / "tokenizer.json", target / "tokenizer.json")
-            built = _build_all(source, target, out, options, here, Path(scratch), progress)
+            built = _build_all(source, target, out, options, here, folder, progress)
             manifest = write_manifest(target, _manifest(source, out, options, here, inputs, built))
             for name, result in built.items():  # read from the disk, against what the worker had in memory
                 if manifest.files[f"{name}.engine"].sha256 != result["sha256"]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from videomar.export.profiles import ENGINES, Sizes, axis_ranges, profiles
 from videomar.export.sources import BuildOptions, Source, jobs, open_source, weights_bytes
 from videomar.export.workers import failure, free_memory, run_job
 from videomar.graphs import TRANSFORMER_STEP, contract
+from videomar.unfinished import scratch
 
 PROVES = (
     "{builder}, ahead of time, no GPU used. It proves that every graph parses, that types and shapes fit, and that "
@@ -54,8 +54,8 @@ def gate(
     Yields a row as soon as it is known; one with an error should have built. Raises UserError where nothing can be
     tried.
     """
-    with tempfile.TemporaryDirectory(prefix="videomar-gate-") as scratch:
-        folder, seen = Path(scratch), set()
+    with scratch("gate") as folder:
+        seen = set()
         here, _ = probe(options.builder, folder)
         for directory in _artifacts(directories, options, folder, progress):
             source = open_source(directory, options)
@@ -87,8 +87,7 @@ def gate_preset(
         raise InputError(f"preset is {preset!r}, expected one of {', '.join(PRESETS)}; change --preset")
     config = PRESETS[preset]
     sizes = Sizes.of(config, **options.sizes)
-    with tempfile.TemporaryDirectory(prefix="videomar-gate-") as scratch:
-        folder = Path(scratch)
+    with scratch("gate") as folder:
         here, _ = probe(options.builder, folder)
         for emitter, opset, cache in (("portable", 18, None), ("native", 24, _cache_tokens(config, sizes))):
             specs, ranges = contract(config, "fp16", cache is not None, cache), axis_ranges(config, sizes, 0, cache)

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import cv2
 import numpy as np
 
 from videomar.errors import InputError
+from videomar.unfinished import folder
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".mp4",)
@@ -226,14 +225,12 @@ def _check_target(path: str | Path, suffixes: tuple[str, ...], purpose: str) -> 
 def whole(path: str | Path) -> Iterator[Path]:
     """A path beside `path` to write a file or directory to: moved to `path` if the block ends well, else removed."""
     target = Path(os.path.realpath(path))  # through links, so that what they point to is replaced and not the link
-    with _writing(path):
-        holder = Path(tempfile.mkdtemp(prefix=".videomar-", dir=target.parent))  # same file system, so a move is atomic
-    try:
+    with ExitStack() as stack:
+        with _writing(path):
+            holder = stack.enter_context(folder(target))  # on the same file system, so that a move is atomic
         yield holder / target.name
         with _writing(path):
             os.replace(holder / target.name, target)
-    finally:
-        shutil.rmtree(holder, ignore_errors=True)
 
 
 @contextmanager

@@ -12,9 +12,10 @@ import json
 import os
 import resource
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+
+from videomar.unfinished import scratch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,10 +37,10 @@ def main() -> None:
 
     limit = _taken() + MEMORY + 12 * max_pixels
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    with tempfile.TemporaryDirectory(prefix="videomar-upload-") as place:
+    with scratch("upload") as place:
         while line := asked.readline():
             size, given = map(int, line.split())
-            _answer(answers, asked.read(size), given, Path(place) / NAME, max_pixels)
+            _answer(answers, asked.read(size), given, place / NAME, max_pixels)
 
 
 def _taken() -> int:

@@ -9,11 +9,9 @@ import json
 import os
 import re
 import shutil
-import signal
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
@@ -796,34 +794,3 @@ def test_inspect_names_the_damaged_file_of_a_checkpoint(
     damage(checkpoint / name)
     line = refused("inspect", checkpoint)
     assert str(checkpoint / name) in line and "copy it again" in line
-
-
-# Ctrl-C
-
-
-@pytest.mark.parametrize("name", ["clip.mp4", "frames"])
-def test_ctrl_c_stops_with_one_line_and_leaves_nothing(
-    name: str, tiny_artifacts: Path, picture: Path, out: Path
-) -> None:
-    command = ("generate", tiny_artifacts, "--image", picture, "--prompt", PROMPT, *ENDLESS, "-o", out / name)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "videomar", *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Where the tests run in the background, Ctrl-C is ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not list(out.iterdir()):  # the hidden beginnings of the output
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        printed, error = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130 and "frames/s" not in printed
-    assert "stopped" in one_line(error, "generate")
-    assert not list(out.iterdir())

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import nn
 
 from videomar.config import DEMO
 from videomar.demo.world import FRAMES, render, sample_scene
 from videomar.model.tokenizer import VideoTokenizer
+from videomar.model.videomar import save_part
 from videomar.training.optimizers import Optimizers
 from videomar.training.precision import autocast
 
@@ -94,5 +94,5 @@ def train_tokenizer(out: Path, steps: int, minutes: float, seed: int, learning_r
                 f"{(time.monotonic() - began) / 60:.1f} min",
                 flush=True,
             )
-            save_file(model.state_dict(), out / "video_tokenizer.safetensors")
+            save_part(model, out / "video_tokenizer.safetensors")
     return psnr(model, held_out)

@@ -3,8 +3,7 @@
 Knows file names, sizes, hashes and who wrote them. Knows nothing of ONNX, TensorRT, torch, or what a file means.
 Reads anywhere, writes on POSIX systems.
 
-What is being written is `.NAME.PID-TOKEN.tmp` beside its target, under a lock the kernel drops when its writer dies.
-A free lock tells a leftover; the PID is for people (in a container every run may have the same one).
+What is being written is hidden beside its target, and what a killed writer left is removed (unfinished.py).
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import secrets
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator
@@ -29,11 +27,7 @@ import numpy as np
 
 from videomar.config import ModelConfig
 from videomar.errors import ArtifactError, ConfigError
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from videomar.unfinished import another, beside, folder, lock, opened
 
 FORMAT = 3  # 2: the decoder takes a latent frame at a time; 3: the head's modulations are computed ahead of its loop
 MANIFEST = "manifest.json"
@@ -195,9 +189,9 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Write one file (text as UTF-8) whole or not at all, durably; raises ArtifactError if the disk refuses."""
     path = path.resolve()
-    with _writing(path), _temporary(path) as temporary:
+    with _writing(path), beside(path) as temporary:
         with open(temporary, "xb") as file:
-            _lock(file.fileno())
+            lock(file.fileno())
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -216,18 +210,15 @@ def write_directory(target: Path, force: bool = False) -> Iterator[Path]:
     with _writing(target):
         _check_replaceable(target, force)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary(target) as temporary:
-            temporary.mkdir()
-            with _open(temporary) as fd:
-                _lock(fd)
-                yield temporary
-                if not (temporary / MANIFEST).is_file():
-                    raise RuntimeError(f"write_manifest was not called for {target}")
-                for path in (p for p in temporary.rglob("*") if p.is_file()):
-                    with _open(path) as file:
-                        os.fsync(file)
-                _check_replaceable(target, force)
-                _replace_directory(temporary, target)
+        with folder(target) as temporary:
+            yield temporary
+            if not (temporary / MANIFEST).is_file():
+                raise RuntimeError(f"write_manifest was not called for {target}")
+            for path in (p for p in temporary.rglob("*") if p.is_file()):
+                with opened(path) as file:
+                    os.fsync(file)
+            _check_replaceable(target, force)
+            _replace_directory(temporary, target)
 
 
 def _plain(value: Any) -> Any:
@@ -296,52 +287,6 @@ def _writing(target: Path) -> Iterator[None]:
         raise ArtifactError(f"{target} cannot be written ({got}), expected {expected}; {mend}") from error
 
 
-@contextmanager
-def _temporary(target: Path) -> Iterator[Path]:
-    """A new name beside `target`; leftovers of dead writers go first, and what has the name in the end goes too."""
-    leftover = re.compile(rf"\.{re.escape(target.name)}\.\d+-[0-9a-f]{{8}}\.tmp")
-    for path in target.parent.iterdir():
-        if leftover.fullmatch(path.name):
-            with suppress(OSError), _open(path) as fd:
-                if _lock(fd):
-                    _remove(path)
-    path = _beside(target)
-    try:
-        yield path
-    finally:
-        _remove(path)
-
-
-def _beside(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _lock(fd: int) -> bool:
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or a file system without locks: then leftovers stay rather than live writers lose theirs
-        return False
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _check_replaceable(target: Path, force: bool) -> None:
     if not target.name or (target.exists() and not target.is_dir()):
         raise ArtifactError(f"{target} is a file or a whole disk, expected a directory; give another one with -o")
@@ -371,7 +316,7 @@ def _replace_directory(source: Path, target: Path) -> None:
             at_cwd, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux: one step, never without a target
             if not ctypes.CDLL(None).renameat2(at_cwd, os.fsencode(source), at_cwd, os.fsencode(target), exchange):
                 return
-        aside = _beside(target)  # other systems: two steps; a leftover if we die between them
+        aside = another(target)  # other systems: two steps; a leftover if we die between them
         os.rename(target, aside)
         os.rename(source, target)
         os.rename(aside, source)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from videomar.errors import InputError, UserError
 from videomar.options import Run, parser, sampling_options
+from videomar.stopping import Stopped, stoppable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,13 +27,14 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command; 0 when it did what was asked, 2 for an error the user can mend, 130 for Ctrl-C."""
+    """Run one sub-command; 0 when it did what was asked, 2 for an error the user can mend, 130 or 143 for a signal."""
     args = parser(RUNS).parse_args(argv)
     run: Run = args.run
     try:
-        code = run(args)
-        sys.stdout.flush()  # at exit it would be too late for one clear line
-        return code
+        with stoppable():
+            code = run(args)
+            sys.stdout.flush()  # at exit it would be too late for one clear line
+            return code
     except UserError as error:
         return _refuse(args, str(error))
     except ModuleNotFoundError as error:
@@ -46,9 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # what no layer foresaw and the system refuses, such as too long a name
         _drop_output()
         return _refuse(args, f"{error.filename or 'output'}: {error.strerror or error}; give another path or make room")
-    except KeyboardInterrupt:
-        print(f"videomar {args.command}: stopped; nothing half-written is left", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        left = stop.args[0] if stop.args else "nothing half-written is left"
+        print(f"videomar {args.command}: stopped; {left}", file=sys.stderr)
+        return 128 + (stop.number if isinstance(stop, Stopped) else signal.SIGINT)
     except Exception as error:
         # OpenCV and ONNX Runtime say it in words only.
         if not isinstance(error, MemoryError) and "Failed to allocate" not in str(error):

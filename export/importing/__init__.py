@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from videomar.export.importing.system_prompt import check_given, note_on
 from videomar.export.importing.transformer import HEAD, infer, read_videomar
 from videomar.export.importing.words import padding_side, read_words
 from videomar.model.videomar import PARTS, VideoMAR
+from videomar.unfinished import another, folder, opened
 
 # What transformers' AutoModel does with a Qwen2-VL repository, in most versions (docs/import.md).
 DEFAULT_POSITIONS = "padded"
@@ -148,17 +148,18 @@ def _check_free(out: Path, force: bool) -> None:
 def _new_directory(out: Path, force: bool) -> Iterator[Path]:
     """Yield a hidden directory beside `out` to fill; it becomes `out` on clean exit, or goes."""
     out = out.resolve()
-    temporary, aside = (out.with_name(f".{out.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp") for _ in range(2))
+    aside = another(out)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in temporary.iterdir():
-            with open(path, "rb") as file:
-                os.fsync(file)
-        _check_free(out, force)
-        if out.exists():
-            os.rename(out, aside)
-        os.rename(temporary, out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with folder(out) as temporary:
+            yield temporary
+            for path in temporary.iterdir():
+                with opened(path) as file:
+                    os.fsync(file)
+            _check_free(out, force)
+            if out.exists():
+                os.rename(out, aside)
+            os.rename(temporary, out)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ArtifactError(
@@ -167,5 +168,4 @@ def _new_directory(out: Path, force: bool) -> Iterator[Path]:
     finally:
         if aside.exists() and not out.exists():  # the second rename failed
             os.rename(aside, out)
-        for path in (temporary, aside):
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers.initialization import no_init_weights
 
+from videomar.artifacts import atomic_write
 from videomar.config import ModelConfig
 from videomar.errors import ArtifactError
 from videomar.model.head import DiffusionHead
 from videomar.model.text import TextEncoder
 from videomar.model.tokenizer import VideoTokenizer
 from videomar.model.transformer import Transformer
+from videomar.unfinished import folder
 
 PARTS = ("video_tokenizer", "text_encoder", "transformer", "diffusion_head")
 
@@ -49,11 +52,18 @@ class VideoMAR(nn.Module):
 
 
 def save_checkpoint(model: VideoMAR, directory: Path) -> None:
-    """Write config.json and one safetensors file a part."""
+    """Write config.json and one safetensors file a part, each whole or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(model.config.to_json())
+    atomic_write(directory / "config.json", model.config.to_json())
     for part in PARTS:
-        save_file(getattr(model, part).state_dict(), directory / f"{part}.safetensors")
+        save_part(getattr(model, part), directory / f"{part}.safetensors")
+
+
+def save_part(part: nn.Module, file: Path) -> None:
+    """Write the weights of one part, whole or not at all."""
+    with folder(file) as temporary:
+        save_file(part.state_dict(), temporary / file.name)
+        os.replace(temporary / file.name, file)
 
 
 def load_checkpoint(directory: Path) -> VideoMAR:
