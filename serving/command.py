@@ -35,6 +35,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         max_disk=args.max_disk,
         memory=args.memory,
         grace=args.grace,
+        lease=args.lease,
         limits=limits,
     )
 

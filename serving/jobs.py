@@ -40,7 +40,8 @@ class Job:
     error_message: str | None = None
     worker: str | None = None
     lease_until: float | None = None
-    attempts: int = 0
+    attempts: int = 0  # starts so far
+    parked: int = 0  # of them, those that ended in order
     number: int = 0  # in order of acceptance
 
     @property

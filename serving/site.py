@@ -55,8 +55,7 @@ class Site:
         Raises UserError for anything that does not fit.
         """
         place = Place(settings.directory)
-        if database is None:
-            place.lock()
+        place.lock(shared=database is not None)
         pipe = Pipeline.open(artifacts, threads, backend=backend, memory_check=False)
         store, live, meters = Store(database or place.database), Live(), Meters()
         housekeeping = Housekeeping(store, place, settings.keep, settings.max_disk)

@@ -119,7 +119,10 @@ def _serving(p: argparse.ArgumentParser) -> None:
     p.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
     p.add_argument("--port", type=_whole(0, 65535), default=8000)
     p.add_argument("--directory", type=Path, default=Path("videomar-jobs"), help="of jobs, inputs and clips")
-    p.add_argument("--database", help="shared with other servers: postgresql+psycopg://... (default: in --directory)")
+    p.add_argument("--database", help="shared with other servers: postgresql://... (default: in --directory)")
+    p.add_argument(
+        "--lease", type=_number(1, 3600), default=15, help="seconds until a silent server's jobs are others'"
+    )
     p.add_argument("--in-flight", type=_whole(1, 64), default=2, help="clips that take turns (default 2)")
     p.add_argument("--api-key-file", type=Path, help="keys, one a line; clients send one as a bearer token")
     p.add_argument("--no-api-key", action="store_true", help="let everybody who reaches --host use it")

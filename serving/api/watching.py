@@ -16,7 +16,6 @@ from starlette.types import Send
 from videomar.serving.api.errors import no_video
 from videomar.serving.api.forms import event
 from videomar.serving.jobs import COMPLETED, QUEUED, Job
-from videomar.serving.keeping.place import STREAM
 from videomar.serving.making.film import content_type
 from videomar.serving.site import Site
 
@@ -91,21 +90,27 @@ async def _events(site: Site, id: str) -> AsyncIterator[bytes]:
 
 
 async def _fragments(site: Site, id: str) -> AsyncIterator[bytes]:
-    """The file of a clip as it grows, from its start."""
-    file, attempt = None, 0
+    """The film of a clip as it grows, from its start.
+
+    A clip that begins anew elsewhere, since its worker has died, grows by the same bytes: the stream goes on in the
+    new film where the old one broke off.
+    """
+    file, attempt, sent = None, 0, 0
     try:
         async for job in watched(site, id):
             if job is None or job.status == QUEUED:
                 continue
-            if file is None:
-                attempt = job.attempts
+            if file is None or job.attempts != attempt:
                 try:
-                    file = await run_in_threadpool(open, site.place.file(id, STREAM), "rb", 0)
+                    newer = await run_in_threadpool(open, site.place.stream(id, job.attempts), "rb", 0)
                 except FileNotFoundError:
                     continue  # claimed, and not begun
-            if job.attempts != attempt:
-                break  # it began anew somewhere else
+                if file is not None:
+                    file.close()
+                file, attempt = newer, job.attempts
+                file.seek(sent)
             while data := await run_in_threadpool(file.read, CHUNK):
+                sent += len(data)
                 yield data
             if job.status == COMPLETED:
                 return

@@ -1,4 +1,4 @@
-"""A directory of inputs and results, a few files a job, named by its id. Knows nothing of the database.
+"""A directory of inputs and results, a folder a job, named by its id. Knows nothing of the database.
 
 Every name is made here of an id that this server drew: nothing of a request is ever part of a path.
 """
@@ -9,7 +9,7 @@ import fcntl
 import io
 import os
 import re
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +18,7 @@ import numpy as np
 from videomar.artifacts import atomic_write
 from videomar.errors import InputError
 
-GIVEN, CLIP, STREAM = "given.npy", "clip.mp4", "stream.mp4"
+GIVEN, CLIP = "given.npy", "clip.mp4"
 _ID = re.compile(r"video_[0-9a-f]{36}")
 
 
@@ -41,15 +41,19 @@ class Place:
         """The address of this directory's own SQLite."""
         return f"sqlite:///{self.directory.resolve() / 'jobs.sqlite3'}"
 
-    def lock(self) -> None:
-        """Take the directory for this process alone, until it ends; raises InputError if another has it."""
-        lock = open(self.directory / "lock", "ab")
+    def lock(self, shared: bool = False) -> None:
+        """Take the directory until this process ends, for it alone or beside others that share it.
+
+        Raises InputError if another has it otherwise.
+        """
+        lock = open(self.directory / "lock", "a+b")
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError:
             lock.close()
             raise InputError(
-                f"{self.directory} is another server's, expected one of its own; give another --directory or stop it"
+                f"{self.directory} is another server's, expected one of its own; give another --directory, stop it, or "
+                "have both share one --database"
             ) from None
         self._lock = lock
 
@@ -62,10 +66,15 @@ class Place:
         """Where a job's file lies, whether it is there or not."""
         if not _ID.fullmatch(id):
             raise ValueError(f"id is {id!r}, expected one of new_id")
-        return self.directory / "files" / f"{id}.{kind}"
+        return self.directory / "files" / id / kind
+
+    def stream(self, id: str, attempt: int) -> Path:
+        """The film that grows, of one of a job's starts: a worker that has lost a job writes beside its successor."""
+        return self.file(id, f"stream-{attempt}.mp4")
 
     def put_given(self, id: str, frames: np.ndarray) -> None:
         """Keep the pictures that a clip continues: [t, h, w, 3] uint8."""
+        self.file(id, GIVEN).parent.mkdir(exist_ok=True)
         data = io.BytesIO()
         np.save(data, frames)
         atomic_write(self.file(id, GIVEN), data.getvalue())
@@ -77,22 +86,27 @@ class Place:
 
     def drop(self, id: str) -> None:
         """Remove all files of a job; who reads one of them reads on."""
-        for kind in (GIVEN, CLIP, STREAM):
-            self.file(id, kind).unlink(missing_ok=True)
+        shutil.rmtree(self.file(id, GIVEN).parent, ignore_errors=True)
 
     def used(self) -> int:
         """Bytes of all files."""
-        return sum(entry.stat().st_size for entry in self._entries())
+        return sum(_size(file) for id in self.ids() for file in _entries(self.directory / "files" / id))
 
     def ids(self) -> set[str]:
         """Of all jobs that have files."""
-        return {entry.name.split(".")[0] for entry in self._entries() if _ID.fullmatch(entry.name.split(".")[0])}
+        return {entry.name for entry in _entries(self.directory / "files") if _ID.fullmatch(entry.name)}
 
-    def _entries(self) -> Iterator[os.DirEntry[str]]:
-        with os.scandir(self.directory / "files") as entries:
-            for entry in entries:
-                try:
-                    entry.stat()
-                except FileNotFoundError:  # removed in between
-                    continue
-                yield entry
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:  # removed in between
+        return []
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except FileNotFoundError:
+        return 0

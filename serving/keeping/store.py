@@ -71,28 +71,28 @@ class Store:
 
         What silent workers left in progress waits again first.
         """
-        now = self._clock()
-        with self._engine.begin() as c:
-            self._let_go(c, JOBS.c.lease_until < now)
-            waiting = JOBS.select().where(JOBS.c.status == QUEUED).order_by(JOBS.c.number)
-            # On PostgreSQL two workers choose among different rows; SQLite has one writer at a time anyway.
-            queue = _jobs(c.execute(waiting.with_for_update(skip_locked=True)))
-            if not queue:
-                return None
-            busy = _jobs(c.execute(JOBS.select().where(JOBS.c.status == IN_PROGRESS, JOBS.c.worker == worker)))
-            job = choose(queue, busy)
-            if job is None:
-                return None
-            changes: dict[str, Any] = {
-                "status": IN_PROGRESS,
-                "worker": worker,
-                "lease_until": now + lease,
-                "started_at": now,
-                "step": 0,
-                "attempts": job.attempts + 1,
-            }
-            c.execute(JOBS.update().where(JOBS.c.id == job.id).values(changes))
-        return dataclasses.replace(job, **changes)
+        while True:
+            now = self._clock()
+            with self._engine.begin() as c:
+                self._let_go(c, JOBS.c.lease_until < now)
+                jobs = _jobs(c.execute(_UNFINISHED))
+                queue = [job for job in jobs if job.status == QUEUED]
+                job = choose(queue, [job for job in jobs if job.status == IN_PROGRESS]) if queue else None
+                if job is None:
+                    return None
+                changes: dict[str, Any] = {
+                    "status": IN_PROGRESS,
+                    "worker": worker,
+                    "lease_until": now + lease,
+                    "started_at": now,
+                    "step": 0,
+                    "attempts": job.attempts + 1,
+                }
+                # On PostgreSQL another may have taken it since it was read: who changes the row first has it.
+                still = (JOBS.c.status == QUEUED) & (JOBS.c.attempts == job.attempts)
+                won = c.execute(JOBS.update().where(JOBS.c.id == job.id, still).values(changes)).rowcount
+            if won:
+                return dataclasses.replace(job, **changes)
 
     def beat(self, worker: str, lease: float, steps: dict[str, int]) -> set[str]:
         """Say how many steps of each of a worker's jobs have run, and that it lives; those that are still its own."""
@@ -117,9 +117,9 @@ class Store:
             return bool(c.execute(_of(worker, id).values(values)).rowcount)
 
     def release(self, worker: str) -> int:
-        """A worker's jobs in progress wait again, as if it had never begun them; how many there were."""
+        """A worker's jobs in progress wait again, and it was no fault of theirs; how many there were."""
         with self._engine.begin() as c:
-            return self._let_go(c, JOBS.c.worker == worker, attempts=JOBS.c.attempts - 1)
+            return self._let_go(c, JOBS.c.worker == worker, parked=JOBS.c.parked + 1)
 
     def recover(self) -> int:
         """All jobs in progress wait again: for the start of a server that has the database to itself."""
@@ -155,6 +155,9 @@ class Store:
     def close(self) -> None:
         """Close every connection."""
         self._engine.dispose()
+
+
+_UNFINISHED = JOBS.select().where(JOBS.c.status.in_((QUEUED, IN_PROGRESS))).order_by(JOBS.c.number)
 
 
 def _of(worker: str, id: str) -> sa.Update:

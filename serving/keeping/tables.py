@@ -36,23 +36,31 @@ JOBS = sa.Table(
     sa.Column("worker", sa.String(80)),
     sa.Column("lease_until", sa.Double),
     sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("parked", sa.Integer, nullable=False),
     sqlite_autoincrement=True,  # a number is never given twice, so that a page after a deleted job is still right
 )
+# A server that stands still in the middle of a transaction must not keep the others from its rows.
+_POSTGRESQL = "-c idle_in_transaction_session_timeout=10s"
 
 
 def engine(url: str) -> sa.Engine:
     """A database for jobs, its table made if it is not there; raises InputError when it cannot be reached."""
     try:
-        made = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
-        if made.dialect.name == "sqlite":
+        address = sa.engine.make_url(url)
+        if address.drivername in ("postgres", "postgresql"):
+            address = address.set(drivername="postgresql+psycopg")
+        if address.get_backend_name() == "sqlite":
+            made = sa.create_engine(address)
             _prepare_sqlite(made)
+        else:
+            made = sa.create_engine(address, pool_pre_ping=True, connect_args={"options": _POSTGRESQL})
         METADATA.create_all(made)
     except (sa.exc.SQLAlchemyError, ModuleNotFoundError) as error:
         shown = sa.engine.make_url(url).render_as_string(hide_password=True) if "://" in url else "the database"
         why = str(error).splitlines()[0]
         raise InputError(
-            f"{shown} cannot be used ({why}), expected sqlite:///FILE or postgresql+psycopg://...; check address, "
-            "rights and driver"
+            f"{shown} cannot be used ({why}), expected sqlite:///FILE or postgresql://...; check address, rights "
+            "and driver (pip install 'videomar[postgres]')"
         ) from None
     return made
 
@@ -66,5 +74,7 @@ def _prepare_sqlite(made: sa.Engine) -> None:
 
     @sa.event.listens_for(made, "begin")
     def begun(connection: sa.Connection) -> None:
-        # A transaction that reads first and then writes could not be upgraded beside another writer.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        # A transaction that reads first and then writes could not be upgraded beside another writer. What only reads
+        # has none, and waits for nobody.
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -10,7 +10,7 @@ from videomar.config import SamplingConfig
 from videomar.runtime.clip import ClipRun
 from videomar.runtime.pipeline import Pipeline
 from videomar.serving.jobs import Job
-from videomar.serving.keeping.place import CLIP, STREAM, Place
+from videomar.serving.keeping.place import CLIP, Place
 from videomar.serving.live import Progress
 from videomar.serving.making.film import Film, finish
 
@@ -24,10 +24,11 @@ class Making:
         self.began = time.monotonic()
         sampling = SamplingConfig(**json.loads(job.sampling))
         self.run: ClipRun = pipe.start(place.given(job.id), job.prompt, seed=job.seed, sampling=sampling)
-        # Under a new name each time: a worker that lost this job and does not know it yet writes into the old file.
-        place.file(job.id, STREAM).unlink(missing_ok=True)
+        self._stream = place.stream(job.id, job.attempts)
+        for older in self._stream.parent.glob("stream-*"):
+            older.unlink(missing_ok=True)
         self._film = Film(job.width, job.height, job.fps)
-        self._file: BinaryIO = open(place.file(job.id, STREAM), "wb", buffering=0)
+        self._file: BinaryIO = open(self._stream, "wb", buffering=0)
         self._frames = 0  # latent frames that can be seen
         self._busy = 0.0  # seconds of its own steps
         self.first_frame: float | None = None
@@ -49,7 +50,7 @@ class Making:
         if self.finished:
             self.run.timing.finish()
             self.run.close()
-            finish(self._place.file(self.job.id, STREAM), self._place.file(self.job.id, CLIP))
+            finish(self._stream, self._place.file(self.job.id, CLIP))
         took = time.monotonic() - began
         self._busy += took
         return took
@@ -66,10 +67,9 @@ class Making:
         self._file.close()
 
     def discard(self) -> None:
-        """Free what it holds and remove what was written, but not what was given: it may start again."""
+        """Free what it holds and remove what it wrote, and nothing of another worker's: the job may start again."""
         self.close()
-        for kind in (STREAM, CLIP):
-            self._place.file(self.job.id, kind).unlink(missing_ok=True)
+        self._stream.unlink(missing_ok=True)
 
     def forget(self) -> None:
         """Free what it holds and remove every file."""

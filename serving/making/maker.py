@@ -6,6 +6,8 @@ Everything that touches the backend happens in this one thread. Knows nothing of
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
 import time
 import uuid
@@ -24,8 +26,9 @@ from videomar.serving.meters import Meters
 from videomar.serving.settings import Settings
 
 log = logging.getLogger("videomar.serving")
-POLL = 1.0  # seconds between looks into a queue that others fill, too
-TROUBLES = 30  # turns in a row, a second apart
+POLL = 0.25  # seconds between looks into a queue that others fill, too
+PAUSE = 1.0  # seconds after a turn that has failed
+TROUBLES = 30  # turns in a row, with a pause after each
 BEAT = 0.25  # seconds between notes of progress in the database
 
 
@@ -44,14 +47,14 @@ class Maker:
     ) -> None:
         self._pipe, self._store, self._place, self._live, self._meters = pipe, store, place, live, meters
         self._budget, self._settings = budget, settings
-        self.worker = f"worker-{uuid.uuid4().hex}"
+        self.worker = f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:16]}"
         self._making: dict[str, Making] = {}
         self._turns = Turns()
         self._wake, self._stop, self._done = threading.Event(), threading.Event(), threading.Event()
         self.troubles = 0  # turns that have failed in a row, for reasons outside of clips
         self._deadline = float("inf")
         self._cancelled: set[str] = set()
-        self._noted = 0.0
+        self._noted = self._looked = 0.0
         self._thread = threading.Thread(target=self._work, name="maker", daemon=True)
         self._heart = threading.Thread(target=self._beat, name="heart", daemon=True)
         self.seconds_a_step: float | None = None  # smoothed, of all clips
@@ -99,10 +102,11 @@ class Maker:
 
     def _work(self) -> None:
         while not self._stop.is_set() or (self._making and time.monotonic() < self._deadline):
+            look = self._wake.is_set() or time.monotonic() - self._looked >= POLL
             self._wake.clear()
             try:
                 self._drop_cancelled()
-                if not self._stop.is_set():
+                if look and not self._stop.is_set():
                     self._enter()
                 if self._turns.next() is None:
                     self._wake.wait(POLL)
@@ -112,7 +116,7 @@ class Maker:
             except Exception:  # the database or the disk; what it is about may pass, and clips in flight are unharmed
                 self.troubles += 1
                 log.exception("a turn of making clips has failed, for the %d. time running", self.troubles)
-                self._stop.wait(POLL)
+                self._stop.wait(PAUSE)
         try:
             self._park()
         finally:
@@ -123,9 +127,11 @@ class Maker:
         while len(self._making) < self._settings.in_flight:
             job = self._store.claim(self.worker, self._settings.lease, self._choose)
             if job is None:
+                self._looked = time.monotonic()
                 return
-            if job.attempts > self._settings.limits.attempts:
-                self._fail(job, "crashed", f"the server died {job.attempts - 1} times while it made this clip")
+            crashes = job.attempts - job.parked - 1
+            if crashes >= self._settings.limits.attempts:
+                self._fail(job, "crashed", f"the server died {crashes} times while it made this clip")
                 continue
             try:
                 self._making[job.id] = Making(self._pipe, job, self._place)
@@ -149,7 +155,7 @@ class Maker:
         try:
             took = making.advance()
         except Exception as error:
-            if self._store.get(id) is None:  # deleted under its feet, files and all
+            if id not in self._beat_once({id: making.run.done}):  # deleted under its feet, or another's by now
                 self._leave(id)
                 self._gone(making)
                 return
@@ -197,6 +203,7 @@ class Maker:
         del self._making[id]
         self._turns.leave(id)
         self._meters.in_flight.set(len(self._making))
+        self.wake()  # there is room
 
     def _ended(self, id: str) -> None:
         self._live.put(id, None)
@@ -207,9 +214,14 @@ class Maker:
         if time.monotonic() - self._noted < BEAT:
             return
         self._noted = time.monotonic()
-        steps = {id: making.run.done for id, making in self._making.items()}
-        mine = self._store.beat(self.worker, self._settings.lease, steps)
-        self._cancelled |= steps.keys() - mine
+        steps = self._steps()
+        self._cancelled |= steps.keys() - self._beat_once(steps)
+
+    def _steps(self) -> dict[str, int]:
+        return {id: making.run.done for id, making in list(self._making.items())}
+
+    def _beat_once(self, steps: dict[str, int]) -> set[str]:
+        return self._store.beat(self.worker, self._settings.lease, steps)
 
     def _drop_cancelled(self) -> None:
         while self._cancelled:
@@ -223,7 +235,7 @@ class Maker:
         if self._store.get(making.job.id) is None:
             making.forget()
         else:
-            making.close()
+            making.discard()
         self._meters.clips.labels("cancelled").inc()
         self._ended(making.job.id)
 
@@ -237,9 +249,8 @@ class Maker:
     def _beat(self) -> None:
         """Keep the leases while a step takes long."""
         while not self._done.wait(self._settings.lease / 3):
-            steps = {id: making.run.done for id, making in list(self._making.items())}
-            if steps:
+            if steps := self._steps():
                 try:
-                    self._store.beat(self.worker, self._settings.lease, steps)
+                    self._beat_once(steps)
                 except Exception:
                     log.exception("the leases could not be renewed")

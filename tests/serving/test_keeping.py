@@ -27,6 +27,7 @@ class Clock:
 
 def kept(place: Place, store: Store, size: int, ended: bool = True) -> str:
     job = store.add(Job(new_id(), "a", "a ball", "{}", 0, 24.0, 9, 16, 16, 4, 1, "tiny", 0.0))
+    place.file(job.id, CLIP).parent.mkdir()
     place.file(job.id, CLIP).write_bytes(bytes(size))
     if ended:
         store.claim("w", 10, lambda waiting, busy: next(j for j in waiting if j.id == job.id))
@@ -76,9 +77,11 @@ def test_a_directory_has_one_server_and_a_file_no_name_but_an_id(tmp_path: Path)
     with pytest.raises(InputError, match="another server's"):
         Place(tmp_path).lock()
     place.unlock()
-    again = Place(tmp_path)
-    again.lock()
-    again.unlock()
+    one, two = Place(tmp_path), Place(tmp_path)
+    one.lock(shared=True), two.lock(shared=True)
+    with pytest.raises(InputError, match="--database"):
+        Place(tmp_path).lock()
+    one.unlock(), two.unlock()
     for id in ("../../etc/passwd", "video_x", "", new_id() + "/..", new_id() + "\n"):
         with pytest.raises(ValueError):
             place.file(id, CLIP)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import random
@@ -10,76 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 
-httpx = pytest.importorskip("httpx2", reason="needs the extra `test`")
 pytest.importorskip("fastapi", reason="needs the extra `serve`: pip install 'videomar[serve]'")
 
-PROMPT = "a red circle falls"
 KILLS = int(os.environ.get("VIDEOMAR_TEST_KILLS", "2"))  # each costs a start; the benchmark kills more often
 PATIENCE = 180.0
-
-
-def reference(seed: int) -> str:
-    picture = np.random.default_rng(seed).integers(0, 256, (16, 24, 3), np.uint8)
-    return "data:image/png;base64," + base64.b64encode(cv2.imencode(".png", picture)[1].tobytes()).decode()
-
-
-class Process:
-    """`videomar serve` as a person starts it."""
-
-    def __init__(self, artifacts: Path, directory: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "videomar", "serve", str(artifacts), "--directory", str(directory)]
-        command += ["--port", "0", "--threads", "1", "--max-per-client", "100", *options]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout
-        for line in self.process.stdout:
-            if "the page is at" in line:
-                self.http = httpx.Client(base_url=line.split()[4].removesuffix("/,"), timeout=PATIENCE)
-                return
-        raise AssertionError(f"the server ended with {self.process.wait()}")
-
-    def create(self, seed: int, frames: int = 17, **more: Any) -> str:
-        body = {"prompt": PROMPT, "input_reference": reference(seed), "seed": seed, "num_frames": frames, **more}
-        answer = self.http.post("/v1/videos", json=body)
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["id"])
-
-    def ended(self, id: str) -> dict[str, Any]:
-        end = time.monotonic() + PATIENCE
-        while (job := self.http.get(f"/v1/videos/{id}").json())["status"] not in ("completed", "failed"):
-            assert time.monotonic() < end, job
-            time.sleep(0.02)
-        return dict(job)
-
-    def content(self, id: str) -> bytes:
-        return bytes(self.http.get(f"/v1/videos/{id}/content").content)
-
-    def end(self, kind: int) -> int:
-        self.process.send_signal(kind)
-        code = self.process.wait(PATIENCE)
-        self.http.close()
-        return code
-
-
-@pytest.fixture
-def start(tiny_artifacts: Path, tmp_path: Path) -> Iterator[Any]:
-    processes: list[Process] = []
-
-    def started(*options: str) -> Process:
-        processes.append(Process(tiny_artifacts, tmp_path / "jobs", *options))
-        return processes[-1]
-
-    yield started
-    for each in processes:
-        if each.process.poll() is None:
-            each.end(signal.SIGKILL)
 
 
 def test_clips_that_a_kill_cut_off_end_after_a_restart_with_the_bytes_of_their_seeds(start: Any) -> None:

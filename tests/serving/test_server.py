@@ -6,15 +6,11 @@ import base64
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
-
-from videomar.runtime.pipeline import Pipeline
-from videomar.serving.making.film import Film, finish
 
 openai = pytest.importorskip("openai", reason="needs the package openai: pip install openai")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -45,21 +41,7 @@ def png(seed: int) -> bytes:
     return cv2.imencode(".png", picture(seed)[..., ::-1])[1].tobytes()
 
 
-def alone(pipe: Pipeline, place: Path, seed: int, image: np.ndarray | None = None, **options: Any) -> bytes:
-    """The mp4 of a clip that the pipeline makes by itself, through the same encoder."""
-    sampling = pipe.config.sampling.but(**options)
-    film, data = Film(sampling.width, sampling.height, sampling.fps), b""
-    with pipe.start(picture(seed) if image is None else image, PROMPT, seed=seed, **options) as run:
-        for frames in run:
-            data += film.add(frames)
-    (place / "alone.stream").write_bytes(data)
-    finish(place / "alone.stream", place / "alone.mp4")
-    return (place / "alone.mp4").read_bytes()
-
-
-def test_the_official_client_creates_polls_downloads_lists_and_deletes(
-    client: Any, server: Any, tmp_path: Path
-) -> None:
+def test_the_official_client_creates_polls_downloads_lists_and_deletes(client: Any, server: Any, alone: Any) -> None:
     video = client.videos.create_and_poll(
         prompt=PROMPT, input_reference=("start.png", png(3), "image/png"), extra_body={"seed": 3}, poll_interval_ms=50
     )
@@ -67,7 +49,7 @@ def test_the_official_client_creates_polls_downloads_lists_and_deletes(
     assert (video.object, video.prompt, video.error) == ("video", PROMPT, None)
     assert video.created_at <= video.completed_at < video.expires_at
     data = client.videos.download_content(video.id).read()
-    assert data == alone(server.site.pipe._pipe, tmp_path, 3)
+    assert data == alone(server.site.pipe._pipe, 3)
     assert client.videos.retrieve(video.id).id == video.id
     assert video.id in [each.id for each in client.videos.list(limit=1)]
     assert client.videos.delete(video.id).deleted
@@ -77,22 +59,22 @@ def test_the_official_client_creates_polls_downloads_lists_and_deletes(
         client.videos.download_content(video.id)
 
 
-def test_json_with_a_data_url_asks_for_the_same_clip_as_a_form(server: Any, tmp_path: Path) -> None:
+def test_json_with_a_data_url_asks_for_the_same_clip_as_a_form(server: Any, alone: Any) -> None:
     url = "data:image/png;base64," + base64.b64encode(png(4)).decode()
     for reference in (url, {"image_url": url}):
         asked = {"prompt": PROMPT, "input_reference": reference, "seed": 4, "size": "16x24", "mask_steps": 2}
         answer = server.http.post("/v1/videos/sync", json=asked)
         assert answer.status_code == 200 and answer.headers["content-type"] == "video/mp4"
-        assert answer.content == alone(server.site.pipe._pipe, tmp_path, 4, width=16, height=24, mask_steps=2)
+        assert answer.content == alone(server.site.pipe._pipe, 4, width=16, height=24, mask_steps=2)
 
 
-def test_clips_in_flight_together_are_each_what_they_are_alone(server: Any, tmp_path: Path) -> None:
+def test_clips_in_flight_together_are_each_what_they_are_alone(server: Any, alone: Any) -> None:
     asked = {seed: 9 + 8 * (seed % 3) for seed in range(10, 16)}
     ids = {seed: server.create(seed, num_frames=frames) for seed, frames in asked.items()}
     for seed, id in ids.items():
         assert server.ended(id)["status"] == "completed"
         data = server.http.get(f"/v1/videos/{id}/content").content
-        assert data == alone(server.site.pipe._pipe, tmp_path, seed, frames=asked[seed])
+        assert data == alone(server.site.pipe._pipe, seed, frames=asked[seed])
 
 
 def test_seconds_become_the_nearest_number_of_frames_and_come_back(client: Any, server: Any) -> None:
@@ -221,13 +203,13 @@ def test_a_deleted_clip_stops_at_its_next_step_and_its_watchers_are_told(server:
     assert id not in server.site.place.ids()
 
 
-def test_a_remix_keeps_picture_and_options_and_says_where_it_comes_from(server: Any, tmp_path: Path) -> None:
+def test_a_remix_keeps_picture_and_options_and_says_where_it_comes_from(server: Any, alone: Any) -> None:
     id = server.create(5, mask_steps=2)
     answer = server.http.post(f"/v1/videos/{id}/remix", json={"prompt": PROMPT, "seed": 6}).json()
     assert answer["remixed_from_video_id"] == id and answer["sampling"]["mask_steps"] == 2
     server.ended(answer["id"])
     data = server.http.get(f"/v1/videos/{answer['id']}/content").content
-    assert data == alone(server.site.pipe._pipe, tmp_path, 6, picture(5), mask_steps=2)
+    assert data == alone(server.site.pipe._pipe, 6, picture(5), mask_steps=2)
 
 
 def test_a_clip_goes_on_from_the_last_frames_of_a_finished_one(server: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def job(client: str = "a", seed: int = 5) -> Job:
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/jobs.sqlite3"
+def url(database: str) -> str:
+    return database
 
 
 def claim(store: Store, worker: str) -> Job | None:
@@ -100,14 +101,15 @@ def test_a_beat_keeps_a_lease_and_notes_the_step(url: str) -> None:
     assert now is not None and (now.step, now.status) == (2, IN_PROGRESS)
 
 
-def test_a_released_job_waits_as_if_it_had_never_begun_and_a_recovered_one_remembers(url: str) -> None:
+def test_a_released_job_waits_again_through_no_fault_of_its_own_and_a_recovered_one_is_suspect(url: str) -> None:
     store = Store(url)
     added = store.add(job())
-    for attempts, end in ((0, lambda: store.release("w")), (1, store.recover)):
+    for attempts, end in ((1, lambda: store.release("w")), (2, store.recover)):
         claim(store, "w")
         assert end() == 1
         now = store.get(added.id)
-        assert now is not None and (now.status, now.attempts, now.worker, now.step) == (QUEUED, attempts, None, 0)
+        assert now is not None and (now.status, now.worker, now.step) == (QUEUED, None, 0)
+        assert (now.attempts, now.parked) == (attempts, 1)
 
 
 def test_pages_go_on_behind_a_job_whatever_was_deleted(url: str) -> None:
@@ -134,6 +136,16 @@ def test_counts_and_shares_tell_waiting_from_made(url: str) -> None:
     assert store.unfinished("a") == (2, 2) and store.unfinished("c") == (2, 0)
     store.fail("w", taken.id, "code", "words")
     assert store.counts()[FAILED] == 1 and store.unfinished(taken.client)[1] == 1
+
+
+def test_reading_waits_for_no_writer(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/jobs.sqlite3"
+    store = Store(url)
+    added = store.add(job())
+    with sqlite3.connect(tmp_path / "jobs.sqlite3") as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        assert store.get(added.id) == added and store.counts()[QUEUED] == 1
+        writer.rollback()
 
 
 def test_a_database_that_cannot_be_used_is_an_error_of_words_without_its_password(tmp_path: Path) -> None:
