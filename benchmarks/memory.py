@@ -60,7 +60,7 @@ def predict(directory: Path, frames: int, size: int, knobs: dict[str, int]) -> t
 
     m = read_manifest(directory)
     sampling = m.config.sampling.but(frames=frames, height=size, width=size, **STEPS, **knobs)
-    fields = {"precision": m.precision, "emitter": m.emitter, "cache_tokens": m.extra.get("cache_tokens")}
+    fields = {"precision": m.precision, "emitter": m.emitter, "cache_tokens": m.cache_tokens}
     memory = plan_memory(Request(m.config, sampling, text=len(PROMPT.split()), **fields), "ort-cpu")
     return memory.peak, memory.baseline
 

@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from videomar.artifacts import Manifest, hash_files, read_manifest, up_to_date, verify
+from videomar.artifacts import Manifest, hash_files, read_manifest, up_to_date
 from videomar.calibration.clips import CalibrationClip
 from videomar.calibration.collect import Progress, check_ranges, collect, linears_of, model_id, trajectory_key
 from videomar.calibration.linears import Linear
@@ -30,6 +30,7 @@ from videomar.calibration.trials import Trial, record
 from videomar.calibration.writing import Found, Source, first_report, write
 from videomar.errors import ArtifactError, InputError
 from videomar.graphs import TRANSFORMER_STEP
+from videomar.onnx_interface import verify_graphs
 from videomar.unfinished import scratch
 
 LEAST_CLIPS = 4  # three to look at, one to hold out
@@ -142,7 +143,7 @@ def _source(directory: Path) -> Manifest:
             f"{directory} holds {manifest.precision} {manifest.kind} artifacts, expected ONNX graphs in floating "
             "point; give the directory of `videomar export`"
         )
-    verify(directory, manifest)
+    verify_graphs(directory, manifest)
     return manifest
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,6 +15,7 @@ from videomar.calibration.options import Options
 from videomar.calibration.overflow import FP16_MOST
 from videomar.calibration.pays import advice, elsewhere
 from videomar.errors import InputError
+from videomar.fields import Fields
 from videomar.options import sampling_options
 from videomar.runtime.system import System
 
@@ -45,11 +47,16 @@ def run(args: argparse.Namespace) -> int:
         outcome = calibrate(args.directory, args.output, clips, args.ranges, options, args.force, progress)
     if outcome is None:
         print(f"{args.output} is up to date (the same graphs, clips, options and versions)")
-        if line := elsewhere(read_manifest(args.output).extra["calibration"]["timing"], System()):
+        if line := elsewhere(_timing(args.output), System()):
             print(line)
         return 0
     print("\n".join(_as_text(args.output, outcome)))
     return 0
+
+
+def _timing(directory: Path) -> Any:
+    """What the directory says of the times that were taken when it was made."""
+    return Fields(read_manifest(directory).extra, "extra").fields("calibration").plain("timing")
 
 
 def _check_alpha(text: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from videomar.config import ModelConfig
+from videomar.fields import Fields
 from videomar.runtime.arithmetic import integer_arithmetic
 from videomar.runtime.backends.base import Backend, Clip, ClipPlan
 from videomar.runtime.prompt import PromptTokenizer
@@ -54,12 +55,18 @@ def advice(timing: Mapping[str, Any], precision: str) -> str:
 
 
 def elsewhere(timing: Mapping[str, Any], system: System) -> str:
-    """What to add to times that were taken on a CPU with other integer arithmetic than this one; "" if none."""
-    then, now = timing.get("arithmetic"), multiplied_by(timing["backend"], system)
-    if not then or not now or then == now:
+    """What to add to times that were taken on a CPU with other integer arithmetic than this one; "" if none.
+
+    Raises FieldError where they do not say how they were taken.
+    """
+    said = Fields(timing, "extra.calibration.timing")
+    there = "arithmetic" in said and said.plain("arithmetic") is not None
+    then = said.fields("arithmetic") if there else None
+    now = multiplied_by(said.text("backend"), system)
+    if not then or not now or then.text("name") == now["name"]:
         return ""
     return (
-        f"its times were taken with {then['name']}, this CPU has {now['name']}: calibrate with --force to learn "
+        f"its times were taken with {then.text('name')}, this CPU has {now['name']}: calibrate with --force to learn "
         "whether INT8 pays here"
     )
 

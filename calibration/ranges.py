@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
+from videomar.arrays import read_arrays
 from videomar.artifacts import atomic_write
 from videomar.errors import ArtifactError, InputError
+from videomar.fields import FieldError, Fields, parse
 
 FORMAT = 1
+MOST_BYTES = 4 << 30  # of a file, unpacked
 OCTAVES, PER_OCTAVE = (-16, 16), 8  # smaller values count as the smallest ones, larger ones as the largest
 BINS = (OCTAVES[1] - OCTAVES[0]) * PER_OCTAVE
 _SHIFT, _FIRST = 20, (127 + OCTAVES[0]) * PER_OCTAVE  # of a float32's bits; 127 is the exponent of 1
@@ -135,18 +138,32 @@ class Ranges:
         """Read a file of `save`; raises ArtifactError for anything else."""
         mend = "give a ranges.npz of `videomar calibrate`, or collect it again"
         try:
-            with np.load(path, allow_pickle=False) as file:
-                header = json.loads(file["header"].tobytes())
-                if header["format"] != FORMAT:
-                    raise ArtifactError(f"{path} is of format {header['format']}, expected {FORMAT}; {mend}")
-                ranges = Ranges(header["model"], {}, header["largest"], header["clips"], header["parts"])
-                for name, row in header["inputs"].items():
-                    channels, histogram = file[f"{name}/channels"], file[f"{name}/histogram"]
-                    if histogram.shape != (len(channels), BINS):
-                        raise ValueError(f"a histogram of {list(histogram.shape)}")
-                    ranges.inputs[name] = Seen(**row, channels=channels, histogram=histogram)
+            file = read_arrays(path, MOST_BYTES)
+            header = Fields(parse(file["header"].tobytes()))
+            if header.whole("format") != FORMAT:
+                raise ArtifactError(f"{path} is of format {header.whole('format')}, expected {FORMAT}; {mend}")
+            return _ranges(header, file)
         except FileNotFoundError:
             raise ArtifactError(f"{path} does not exist, expected a file of ranges; {mend}") from None
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile) as error:
+        except (OSError, ValueError, LookupError, FieldError) as error:
             raise ArtifactError(f"{path} is not a file of ranges ({error!s:.80}); {mend}") from None
-        return ranges
+
+
+def _ranges(header: Fields, arrays: Mapping[str, np.ndarray]) -> Ranges:
+    """What `save` wrote; raises FieldError, ValueError or LookupError for what it did not."""
+    largest, clips, inputs = (header.fields(name) for name in ("largest", "clips", "inputs"))
+    ranges = Ranges(header.text("model"), clips={key: clips.text(key) for key in clips}, parts=header.texts("parts"))
+    for graph in largest:
+        tensors = largest.fields(graph)
+        ranges.largest[graph] = {name: tensors.number(name, finite=False) for name in tensors}
+    for name in inputs:
+        row, channels, histogram = inputs.fields(name), arrays[f"{name}/channels"], arrays[f"{name}/histogram"]
+        if channels.ndim != 1 or channels.dtype != np.float32 or not (np.isfinite(channels) & (channels >= 0)).all():
+            raise ValueError(f"channels of {channels.dtype} {list(channels.shape)}")
+        if histogram.shape != (len(channels), BINS) or histogram.dtype != np.uint32:
+            raise ValueError(f"a histogram of {histogram.dtype} {list(histogram.shape)}")
+        seen = Seen(row.whole("count"), row.whole("bad"), channels=channels, histogram=histogram)
+        if seen.count > seen.bad:
+            seen.least, seen.most = row.number("least"), row.number("most")
+        ranges.inputs[name] = seen
+    return ranges

@@ -153,7 +153,7 @@ def _manifest(
         },
         checks={n: {k: r[k] for k in ("bytes", "seconds", "peak_bytes")} for n, r in built.items()},
         extra={
-            "cache_tokens": m.extra.get("cache_tokens"),
+            "cache_tokens": m.cache_tokens,
             "activations": m.activations,
             "sizes": dataclasses.asdict(source.sizes),
             "fingerprint": {

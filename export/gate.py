@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from videomar.artifacts import MANIFEST, FileEntry, Manifest
+from videomar.checkpoint import read_config
 from videomar.config import PRESETS, ModelConfig
 from videomar.errors import ArtifactError, InputError
 from videomar.export.engine import probe
@@ -148,7 +149,7 @@ def _artifacts(
 def _exported(checkpoint: Path, options: BuildOptions, folder: Path, progress: Callable[[str], None]) -> Iterator[Path]:
     from videomar.export.unchecked_graphs import write_graphs
 
-    config = ModelConfig.from_json((checkpoint / "config.json").read_text(encoding="utf-8"))
+    config = read_config(checkpoint)
     cache = _cache_tokens(config, Sizes.of(config, **options.sizes))
     made: dict[str, Path] = {}  # by precision: emitters differ in the transformer alone
     for emitter, precision in (("portable", "fp16"), ("portable", "fp32"), ("native", "fp16")):

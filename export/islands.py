@@ -6,7 +6,6 @@ tensors were found: `videomar calibrate` looks for them in the real loop, `video
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from videomar.errors import InputError
+from videomar.fields import FieldError, Fields, parse
 from videomar.graphs import GRAPHS
 
 # They move numbers and make none: what is too large before them is so behind them.
@@ -27,13 +27,14 @@ def read_islands(file: Path) -> dict[str, set[str]]:
     Raises InputError for any other file.
     """
     try:
-        rows = json.loads(file.read_text())["fp16"]
-        found = [(row["graph"], row["tensor"]) for row in rows if row["verdict"] != "ok"]
+        rows = Fields(parse(file.read_bytes())).rows("fp16")
+        found = [(row.text("graph", GRAPHS), row.text("tensor")) for row in rows if row.text("verdict") != "ok"]
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}), expected calibration.json") from None
-    except (ValueError, KeyError, TypeError):
+    except FieldError as error:
         raise InputError(
-            f"{file} is no calibration.json; run `videomar calibrate` on the FP32 export and give what it wrote"
+            f"{file} is no calibration.json ({error}); run `videomar calibrate` on the FP32 export and give what it "
+            "wrote"
         ) from None
     islands: dict[str, set[str]] = {}
     for graph, tensor in found:

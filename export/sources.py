@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from videomar.artifacts import Manifest, read_manifest, verify
+from videomar.artifacts import Manifest, read_manifest
 from videomar.errors import ArtifactError
 from videomar.export.profiles import ENGINES, Profile, Sizes, axis_ranges, profiles
 from videomar.export.workers import MIB, free_memory
 from videomar.fingerprint import Machine
 from videomar.graphs import GraphSpec, contract
+from videomar.onnx_interface import verify_graphs
 from videomar.runtime.prompt import PromptTokenizer
 
 
@@ -56,8 +57,8 @@ def open_source(directory: Path, options: BuildOptions) -> Source:
             f"{directory} lacks {', '.join(lacking)}, expected every graph that engines are built from; export the "
             "checkpoint again with this version"
         )
-    verify(directory, manifest)
-    cache = manifest.extra.get("cache_tokens")
+    verify_graphs(directory, manifest)
+    cache = manifest.cache_tokens
     if manifest.emitter == "native" and cache is None:
         raise ArtifactError(
             f"{directory} has a K/V cache of any length, TensorRT wants a fixed one; export again with "

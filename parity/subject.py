@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from videomar.artifacts import MANIFEST, Manifest, read_manifest, require_graphs, verify
+from videomar.artifacts import MANIFEST, Manifest, read_manifest, require_graphs
 from videomar.config import ModelConfig
 from videomar.errors import InputError
+from videomar.onnx_interface import verify_graphs
 from videomar.runtime.backends.base import Backend
 from videomar.runtime.backends.choose import choose
 from videomar.runtime.pipeline import Pipeline
@@ -62,7 +63,7 @@ def open_subject(
     if (directory / MANIFEST).is_file():
         manifest = read_manifest(directory)
         require_graphs(directory, manifest)
-        verify(directory, manifest, hashes=check_hashes)
+        verify_graphs(directory, manifest, check_hashes)
         chosen, why = choose(directory, manifest, backend, threads)
         tokenizer = PromptTokenizer(directory / "tokenizer.json", manifest.config.text)
         return Subject(directory, manifest.config, manifest.precision, chosen, tokenizer, manifest, why)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from videomar.arrays import read_arrays
 from videomar.artifacts import atomic_write
 from videomar.config import TextConfig
 from videomar.errors import InputError
+from videomar.fields import FieldError, Fields, parse
 
 FORMAT = 1
+MOST_BYTES = 1 << 30  # of a file, unpacked
 _MAKE = "make it with `videomar embed DIR --prompt ... -o FILE.npz`"
 
 
@@ -38,25 +40,27 @@ class PromptEmbedding:
     def load(path: Path, text: TextConfig) -> PromptEmbedding:
         """Read a file for a model with this text encoder; raises InputError for any other file, unpickling nothing."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                found = {name: file[name] for name in file.files}
+            found = read_arrays(path, MOST_BYTES)
         except FileNotFoundError:
             raise InputError(f"{path} does not exist, expected text embeddings; {_MAKE}") from None
-        except (OSError, ValueError, zipfile.BadZipFile, AttributeError, EOFError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{path} is not a NumPy archive ({error}), expected text embeddings; {_MAKE}") from None
         if missing := [name for name in ("format", "prompt", "states", "text") if name not in found]:
             raise InputError(f"{path} has no {missing[0]!r}, so it holds no text embeddings; {_MAKE}")
-        if found["format"] != FORMAT:
-            raise InputError(f"{path} is of format {found['format']}, expected {FORMAT}; {_MAKE} with this version")
+        if found["format"].shape or found["format"] != FORMAT:
+            raise InputError(
+                f"{path} is of format {found['format']!s:.20}, expected {FORMAT}; {_MAKE} with this version"
+            )
         try:
-            theirs = json.loads(str(found["text"]))
-        except ValueError:
+            theirs = Fields(parse(str(found["text"])))
+        except FieldError:
             raise InputError(f"{path} does not say which text encoder made it; {_MAKE}") from None
         ours = json.loads(json.dumps(dataclasses.asdict(text)))
         for key in ours:
-            if theirs.get(key) != ours[key]:
+            said = theirs.plain(key) if key in theirs else None
+            if said != ours[key]:
                 raise InputError(
-                    f"{path} was made by another text encoder: {key} is {theirs.get(key)!r}, this model has "
+                    f"{path} was made by another text encoder: {key} is {said!r:.60}, this model has "
                     f"{ours[key]!r}; {_MAKE} of this model"
                 )
         states = found["states"]

@@ -47,7 +47,7 @@ class MemoryCheck:
             sampling,
             precision=m.precision,
             emitter=m.emitter,
-            cache_tokens=m.extra.get("cache_tokens"),
+            cache_tokens=m.cache_tokens,
             given=given,
             text=text,
             text_embeddings=text_embeddings and self.lean,  # else the encoder is there already

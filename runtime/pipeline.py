@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from videomar.artifacts import MANIFEST, read_manifest, require_graphs, verify
+from videomar.artifacts import MANIFEST, read_manifest, require_graphs
 from videomar.config import ModelConfig, SamplingConfig, SamplingOptions
 from videomar.errors import ArtifactError, InputError
+from videomar.onnx_interface import verify_graphs
 from videomar.runtime.backends.base import Backend
 from videomar.runtime.backends.choose import choose
 from videomar.runtime.clip import ClipRun
@@ -87,7 +88,7 @@ class Pipeline:
             )
         manifest = read_manifest(directory)
         require_graphs(directory, manifest)
-        verify(directory, manifest, hashes=check_hashes)
+        verify_graphs(directory, manifest, check_hashes)
         tokenizer = PromptTokenizer(directory / "tokenizer.json", manifest.config.text, whole_prompt)
         chosen, why = choose(directory, manifest, backend, threads, lean)
         check = MemoryCheck(manifest, lean) if memory_check and chosen.name == BACKEND else None

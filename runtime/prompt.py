@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from videomar.config import TextConfig
 from videomar.errors import ArtifactError, InputError
@@ -21,23 +21,40 @@ class PromptTokenizer:
 
     def __init__(self, file: Path, config: TextConfig, whole: bool = False) -> None:
         """whole: refuse a prompt that is too long, instead of cutting it as the model's authors do."""
+        self._file = file
         try:
             self._tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises plain Exception
-            raise ArtifactError(
-                f"{file} cannot be read as a tokenizer ({error}); export the checkpoint again"
-            ) from None
+        except BaseException as error:
+            raise self._unusable("be read", error) from None
         self._tokenizer.no_padding()  # which the file may hold; padding is never computed
         self._tokenizer.no_truncation()
         self._config, self._whole = config, whole
         # Encoded apart from the prompt, so that no merge across the seam moves the cut.
-        self._system = list(self._tokenizer.encode(config.system_prompt, add_special_tokens=False).ids)
+        self._system = list(self._encode(config.system_prompt).ids)
         self.prefix = len(self._system)
         if self.prefix != config.system_tokens:
             raise ArtifactError(
                 f"{file}: the system prompt has {self.prefix} tokens, expected the {config.system_tokens} of the "
                 "config; import the checkpoint again"
             )
+
+    def _unusable(self, what: str, error: BaseException) -> BaseException:
+        """The library raises plain Exceptions, and panics that are none."""
+        if isinstance(error, (KeyboardInterrupt, SystemExit)):
+            return error
+        return ArtifactError(f"{self._file} cannot {what} as a tokenizer ({error!s:.200}); export the checkpoint again")
+
+    def _encode(self, text: str) -> Encoding:
+        try:
+            encoding: Encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        except BaseException as error:
+            raise self._unusable("be used", error) from None
+        if (largest := max(encoding.ids, default=0)) >= self._config.vocab_size:
+            raise ArtifactError(
+                f"{self._file} has token {largest}, expected less than the model's {self._config.vocab_size}; export "
+                "the checkpoint again"
+            )
+        return encoding
 
     def __call__(self, prompt: str) -> np.ndarray:
         """Ids of system prompt and prompt: [1, length] int64, no padding.
@@ -51,7 +68,7 @@ class PromptTokenizer:
             raise InputError("the prompt is empty, expected a sentence that says what happens; give --prompt")
         if any("\ud800" <= c <= "\udfff" for c in prompt):  # how Python keeps what the shell gave and is no UTF-8
             raise InputError("the prompt is not UTF-8 text, expected a sentence; give --prompt in UTF-8")
-        encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
+        encoding = self._encode(prompt)
         unknown = self._tokenizer.token_to_id("[UNK]")
         if unknown is not None and unknown in encoding.ids:
             words = [prompt[a:b] for i, (a, b) in zip(encoding.ids, encoding.offsets, strict=True) if i == unknown]

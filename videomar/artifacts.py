@@ -1,4 +1,4 @@
-"""The directory every stage writes and the runtime reads: its manifest, verification on load, atomic writing.
+"""The directory every stage writes and the runtime reads: verification on load, atomic writing.
 
 Knows file names, sizes, hashes and who wrote them. Knows nothing of ONNX, TensorRT, torch, or what a file means.
 Reads anywhere, writes on POSIX systems.
@@ -12,104 +12,36 @@ import ctypes
 import dataclasses
 import errno
 import hashlib
-import json
 import os
 import re
 import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
-import numpy as np
-
-from videomar.config import ModelConfig
-from videomar.errors import ArtifactError, ConfigError
+from videomar.errors import ArtifactError
+from videomar.manifest import CHOICES, FORMAT, FileEntry, Manifest
 from videomar.unfinished import another, beside, folder, lock, opened
 
-FORMAT = 3  # 2: the decoder takes a latent frame at a time; 3: the head's modulations are computed ahead of its loop
+__all__ = [
+    "CHOICES",
+    "FORMAT",
+    "MANIFEST",
+    "FileEntry",
+    "Manifest",
+    "atomic_write",
+    "hash_files",
+    "read_manifest",
+    "require_graphs",
+    "up_to_date",
+    "verify",
+    "write_directory",
+    "write_manifest",
+]
+
 MANIFEST = "manifest.json"
-CHOICES = {
-    "kind": ("onnx", "engine", "pack"),
-    "precision": ("fp32", "fp16", "int8"),
-    "emitter": ("portable", "native"),
-}
-_TYPES = dict(format=int, opset=int, kind=str, precision=str, emitter=str)
-_TYPES |= dict.fromkeys(("config", "inputs", "made_by", "checks", "extra", "files"), dict)
-_WORDS = {dict: "an object with keys", int: "a whole number", str: "a string"}
 _OURS = re.compile(rb'\s*\{\s*"format"\s*:\s*\d')  # how every manifest starts, a truncated one too
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Bytes and hexadecimal SHA-256 of one file."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """All that an artifact directory says of itself; raises ArtifactError naming the key that cannot be."""
-
-    format: int = field(default=FORMAT, init=False)
-    kind: str
-    precision: str
-    emitter: str
-    opset: int
-    config: ModelConfig
-    inputs: dict[str, str] = field(default_factory=dict)  # what it was made from: hashes and options
-    made_by: dict[str, str] = field(default_factory=dict)  # versions, host, date; never compared
-    checks: dict[str, Any] = field(default_factory=dict)  # numbers the maker measured
-    extra: dict[str, Any] = field(default_factory=dict)  # of later stages
-    files: dict[str, FileEntry] = field(default_factory=dict)  # by path inside the directory, with "/"
-
-    def __post_init__(self) -> None:
-        for key, choices in CHOICES.items():
-            if getattr(self, key) not in choices:
-                raise ArtifactError(f"key {key!r} is {getattr(self, key)!r}, expected one of {', '.join(choices)}")
-        for name in self.files:
-            path = PureWindowsPath(name)  # splits at both slashes, so it refuses what any system could follow outside
-            if not path.parts or path.anchor or ".." in path.parts:
-                raise ArtifactError(f"key 'files' lists {name!r}, expected a path inside the directory")
-
-    @property
-    def activations(self) -> str:
-        """The dtype between graphs as `contract` wants it, "fp32" or "fp16": INT8 weights leave it as it was."""
-        return str(self.extra.get("activations", "fp32")) if self.precision == "int8" else self.precision
-
-    def to_json(self) -> str:
-        """The manifest as JSON text, NumPy scalars as plain numbers; `from_json` reads it back to an equal object."""
-        return json.dumps(dataclasses.asdict(self), indent=2, default=_plain) + "\n"
-
-    @staticmethod
-    def from_json(text: str | bytes) -> Manifest:
-        """Read a manifest; raises ArtifactError naming the first unknown, missing or ill-typed key."""
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ArtifactError(f"not JSON, so truncated or altered ({error})") from None
-        if isinstance(data, dict) and data.get("format", FORMAT) != FORMAT:
-            made_by = data.get("made_by")
-            version = made_by.get("videomar") if isinstance(made_by, dict) else None
-            raise ArtifactError(
-                f"written in format {data['format']!r:.20} by videomar {version or '(version unknown)'}, "
-                f"expected format {FORMAT}; export again with this version"
-            )
-        _check_keys(data, _TYPES, "")
-        for key in ("inputs", "made_by"):
-            _check_keys(data[key], dict.fromkeys(data[key], str), f"{key}.")
-        for name, entry in data["files"].items():
-            _check_keys(entry, {"size": int, "sha256": str}, f"files.{name}.")
-        try:
-            config = ModelConfig.from_json(json.dumps(data["config"]))
-        except (ConfigError, TypeError) as error:
-            raise ArtifactError(f"key 'config': {error}") from None
-        files = {name: FileEntry(**entry) for name, entry in data["files"].items()}
-        del data["format"]
-        return Manifest(**{**data, "config": config, "files": files})
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -219,24 +151,6 @@ def write_directory(target: Path, force: bool = False) -> Iterator[Path]:
                     os.fsync(file)
             _check_replaceable(target, force)
             _replace_directory(temporary, target)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"a manifest cannot hold {type(value).__name__}")
-
-
-def _check_keys(data: Any, types: dict[str, Any], where: str) -> None:
-    if not isinstance(data, dict):
-        raise ArtifactError(f"{where.rstrip('.') or 'manifest'} is {data!r:.60}, expected {_WORDS[dict]}")
-    if missing := [key for key in types if key not in data]:
-        raise ArtifactError(f"lacks the key '{where}{missing[0]}'")
-    if unknown := [key for key in data if key not in types]:
-        raise ArtifactError(f"has an unknown key '{where}{unknown[0]}'; known: {', '.join(types)}")
-    for key, kind in types.items():
-        if type(data[key]) is not kind:
-            raise ArtifactError(f"key '{where}{key}' is {data[key]!r:.60}, expected {_WORDS[kind]}")
 
 
 def _mend(directory: Path, manifest: Manifest | None = None) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from math import log2
 
 from videomar.config import TokenizerConfig
+from videomar.errors import ConfigError
 
 CONTEXT = 2  # frames before the current ones that a convolution of 3 over time sees
 
@@ -32,7 +33,7 @@ class Carried:
 
     @staticmethod
     def of(config: TokenizerConfig) -> Carried:
-        """What this decoder carries."""
+        """What this decoder carries; raises ConfigError for levels that do not make its strides."""
         channels = config.decoder_channels[::-1]
         blocks = len(channels) - 1
         space = int(log2(config.spatial_stride)) - int(log2(config.patch_size))
@@ -54,6 +55,12 @@ class Carried:
                     scale *= 2
                 resolution *= 2
         convolutions.append(Place(3 * config.patch_size**3, scale, frames))
+        got = scale * config.patch_size, frames * config.patch_size
+        if got != (config.spatial_stride, config.temporal_stride):
+            raise ConfigError(
+                f"tokenizer: {blocks} levels behind patches of {config.patch_size} make strides {got[0]} in space and "
+                f"{got[1]} in time, expected {config.spatial_stride} and {config.temporal_stride}"
+            )
         return Carried(tuple(convolutions), tuple(attentions))
 
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
+from videomar.bounds import check_bounds, check_parts, check_words
 from videomar.errors import ConfigError
+from videomar.fields import FieldError, parse
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 T = TypeVar("T")
+MOST = 1_000_000  # of any count or number that a generation is asked for
 FITS = ("crop", "stretch")  # how a picture of another shape becomes the clip's
 
 
@@ -63,9 +65,7 @@ class TextConfig:
     def __post_init__(self) -> None:
         for name, choices in (("padding_side", ("right", "left")), ("positions", ("padded", "masked"))):
             if getattr(self, name) not in choices:
-                raise ConfigError(f"text {name} is {getattr(self, name)!r}, expected {' or '.join(choices)}")
-        if self.system_tokens < 0:
-            raise ConfigError(f"system_tokens is {self.system_tokens}, expected 0 or more")
+                raise ConfigError(f"text {name} is {getattr(self, name)!r:.60}, expected {' or '.join(choices)}")
 
     def gap(self, tokens: int) -> int:
         """Positions between the system prompt and a prompt of so many tokens."""
@@ -193,42 +193,34 @@ class ModelConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        t = self.transformer
-        if t.width != t.heads * t.head_dim:
-            raise ConfigError(f"transformer width is {t.width}, expected heads * head_dim = {t.heads * t.head_dim}")
-        if sum(t.rope_split) != t.head_dim or any(part % 2 or part <= 0 for part in t.rope_split):
-            raise ConfigError(
-                f"rope_split is {t.rope_split}, expected three positive even numbers that add up to {t.head_dim}"
-            )
-        if t.token_channels != self.tokenizer.latent_channels:
-            raise ConfigError(
-                f"token_channels is {t.token_channels}, expected the tokenizer's {self.tokenizer.latent_channels}"
-            )
+        check_words("name", self.name)
+        for part in ("tokenizer", "text", "transformer", "head"):
+            check_bounds(part, getattr(self, part))
+        check_parts(self)
 
     def to_json(self) -> str:
         """The config as JSON text; `from_json` reads it back to an equal object."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @staticmethod
-    def from_json(text: str) -> ModelConfig:
+    def from_json(text: str | bytes) -> ModelConfig:
         """Read a config; raises ConfigError naming the first unknown, missing or ill-typed key."""
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(
-                f"config is not JSON ({error}); restore the file or import the checkpoint again"
-            ) from None
+            data = parse(text)
+        except FieldError as error:
+            raise ConfigError(f"config is {error}; restore the file or import the checkpoint again") from None
         return _from_dict(ModelConfig, data, "config")
 
 
 def _check_count(name: str, value: Any, expected: str = "a whole number of at least 1") -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name.replace('_', ' ')} is {_shown(value)}, expected {expected}")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST:
+        most = f" and at most {MOST}" if isinstance(value, int) and value > MOST else ""
+        raise ConfigError(f"{name.replace('_', ' ')} is {_shown(value)}, expected {expected}{most}")
 
 
 def _check_number(name: str, value: Any, good: Callable[[float], bool], expected: str) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not number or not good(value):
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not abs(value) <= MOST or not good(value):  # no number is as large as NaN
         raise ConfigError(f"{name} is {_shown(value)}, expected {expected}")
 
 
@@ -252,7 +244,7 @@ def _from_dict(cls: type[T], data: Any, where: str) -> T:
         raise ConfigError(f"{where} is {type(data).__name__}, expected an object with keys")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - set(fields)):
-        raise ConfigError(f"{where} has an unknown key {unknown[0]!r}; known: {', '.join(fields)}")
+        raise ConfigError(f"{where} has an unknown key {unknown[0]!r:.60}; known: {', '.join(fields)}")
     if missing := sorted(set(fields) - set(data)):
         raise ConfigError(f"{where} lacks the key {missing[0]!r}")
     values: dict[str, Any] = {}
@@ -262,12 +254,12 @@ def _from_dict(cls: type[T], data: Any, where: str) -> T:
             value = _from_dict(type(default), value, f"{where}.{name}")
         elif isinstance(default, tuple):
             if not isinstance(value, list) or not all(isinstance(v, int) for v in value):
-                raise ConfigError(f"{where}.{name} is {value!r}, expected a list of whole numbers")
+                raise ConfigError(f"{where}.{name} is {value!r:.60}, expected a list of whole numbers")
             value = tuple(value)
         else:
             kinds = _KINDS[str(f.type)]
             if not isinstance(value, kinds) or isinstance(value, bool) != (bool in kinds):
-                raise ConfigError(f"{where}.{name} is {value!r}, expected {f.type}")
+                raise ConfigError(f"{where}.{name} is {value!r:.60}, expected {f.type}")
         values[name] = value
     return cls(**values)
 

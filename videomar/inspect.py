@@ -6,14 +6,17 @@ import json
 import struct
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
-
-from videomar.artifacts import MANIFEST, Manifest, read_manifest, verify
+from videomar.arrays import read_arrays
+from videomar.artifacts import MANIFEST, Manifest, read_manifest
+from videomar.checkpoint import read_config
 from videomar.config import ModelConfig
-from videomar.errors import ArtifactError, ConfigError
+from videomar.errors import ArtifactError
+from videomar.fields import FieldError, Fields, parse
 from videomar.graphs import contract
+from videomar.onnx_interface import verify_graphs
+
+MOST_BYTES = 4 << 30  # of a file of ranges, unpacked
 
 
 def describe(directory: Path) -> dict[str, Any]:
@@ -34,7 +37,7 @@ def describe(directory: Path) -> dict[str, Any]:
 
 def _artifacts(directory: Path) -> dict[str, Any]:
     manifest = read_manifest(directory)
-    verify(directory, manifest)
+    verify_graphs(directory, manifest)
     specs = contract(manifest.config, manifest.activations, manifest.emitter == "native")
     tensors = {
         spec.name: [
@@ -49,7 +52,7 @@ def _artifacts(directory: Path) -> dict[str, Any]:
         "model": manifest.config.name,
         "facts": {
             "precision": manifest.precision,
-            **_calibration(manifest),
+            **_calibration(directory, manifest),
             "emitter": f"{manifest.emitter}, opset {manifest.opset}",
             **_model(manifest.config),
             "made by": ", ".join(f"{k} {v}" for k, v in manifest.made_by.items()),
@@ -62,33 +65,47 @@ def _artifacts(directory: Path) -> dict[str, Any]:
     }
 
 
-def _calibration(manifest: Manifest) -> dict[str, str]:
+def _calibration(directory: Path, manifest: Manifest) -> dict[str, str]:
     """What `videomar calibrate` measured of INT8 graphs."""
-    figures = manifest.extra.get("calibration")
-    if manifest.precision != "int8" or not isinstance(figures, dict):
+    try:
+        return _figures(manifest)
+    except FieldError as error:
+        raise ArtifactError(f"{directory / MANIFEST}: {error}; run `videomar calibrate` again") from None
+
+
+def _figures(manifest: Manifest) -> dict[str, str]:
+    if manifest.precision != "int8" or "calibration" not in manifest.extra:
         return {}
-    errors, timing, kept = figures["errors"], figures["timing"], figures["kept"]
+    figures = Fields(manifest.extra, "extra").fields("calibration")
+    errors, timing, size = figures.fields("errors"), figures.fields("timing"), figures.fields("bytes")
     return {
         "between": f"{manifest.activations} between graphs",
-        "ranges": f"{figures['plan']}; kept in floating point: {', '.join(kept) or 'nothing'}",
-        "held out": f"z cosine {errors['z_cosine']:.5f} at worst, sampled tokens {errors['sampled_relative']:.4f} off",
-        "pays": f"{timing['speed']:.2f}x a transformer step on {timing['backend']}, {figures['bytes']['int8']} bytes, "
-        f"{figures['bytes']['share_of_fp32']:.1%} of FP32's",
+        "ranges": f"{figures.text('plan')}; kept in floating point: {', '.join(figures.texts('kept')) or 'nothing'}",
+        "held out": f"z cosine {errors.number('z_cosine'):.5f} at worst, sampled tokens "
+        f"{errors.number('sampled_relative'):.4f} off",
+        "pays": f"{timing.number('speed'):.2f}x a transformer step on {timing.text('backend')}, "
+        f"{size.whole('int8')} bytes, {size.number('share_of_fp32'):.1%} of FP32's",
     }
 
 
 def _ranges(file: Path) -> dict[str, Any]:
     """A ranges.npz of `videomar calibrate`: what is readable of it is its header."""
     try:
-        with np.load(file, allow_pickle=False) as data:
-            header = json.loads(data["header"].tobytes())
+        header = Fields(parse(read_arrays(file, MOST_BYTES)["header"].tobytes()))
+        inputs, graphs, names = header.fields("inputs"), header.fields("largest"), header.fields("clips")
+        seen = {name: inputs.fields(name) for name in inputs}
         rows = [
-            f"{name:40} {row['least']:12.5g} {row['most']:12.5g}  {row['count']} numbers"
-            for name, row in header["inputs"].items()
+            f"{name:40} {row.number('least', finite=False):12.5g} {row.number('most', finite=False):12.5g}  "
+            f"{row.whole('count')} numbers"
+            for name, row in seen.items()
         ]
-        largest = [(value, f"{graph}: {name}") for graph, t in header["largest"].items() for name, value in t.items()]
-        clips, model = list(header["clips"].values()), str(header["model"])
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, BadZipFile) as error:
+        largest = [
+            (tensors.number(name, finite=False), f"{graph}: {name}")
+            for graph, tensors in ((graph, graphs.fields(graph)) for graph in graphs)
+            for name in tensors
+        ]
+        clips, model = [names.text(key) for key in names], header.text("model")
+    except (OSError, ValueError, LookupError, FieldError) as error:
         raise ArtifactError(f"{file} is not a file of ranges ({error!s:.80}); give a ranges.npz") from None
     return {
         "directory": str(file),
@@ -105,7 +122,7 @@ def _ranges(file: Path) -> dict[str, Any]:
 
 
 def _checkpoint(directory: Path) -> dict[str, Any]:
-    config = _config(directory / "config.json")
+    config = read_config(directory)
     files = sorted(f for f in directory.iterdir() if f.is_file())
     headers = {f.name: _safetensors_header(f) for f in files if f.suffix == ".safetensors"}
     count = sum(_size(t["shape"]) for header in headers.values() for t in header.values())
@@ -121,13 +138,6 @@ def _checkpoint(directory: Path) -> dict[str, Any]:
         },
         "config": json.loads(config.to_json()),
     }
-
-
-def _config(file: Path) -> ModelConfig:
-    try:
-        return ModelConfig.from_json(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ConfigError) as error:
-        raise ArtifactError(f"{file}: {error}; copy it again") from None
 
 
 def _model(config: ModelConfig) -> dict[str, str]:
@@ -161,11 +171,16 @@ def _safetensors_header(file: Path) -> dict[str, dict[str, Any]]:
             (length,) = struct.unpack("<Q", f.read(8))
             if length > 100 << 20:
                 raise ValueError("header too long")
-            header = json.loads(f.read(length))
-        header.pop("__metadata__", None)
-        end = max((int(t["data_offsets"][1]) for t in header.values()), default=0)
-        tensors = {n: {"dtype": str(t["dtype"]), "shape": [int(s) for s in t["shape"]]} for n, t in header.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error) as error:
+            header = Fields(parse(f.read(length)))
+        tensors: dict[str, dict[str, Any]] = {}
+        end = 0
+        for name in header:
+            if name != "__metadata__":
+                row = header.fields(name)
+                shape, offsets = row.wholes("shape"), row.wholes("data_offsets")
+                end = max(end, *offsets)
+                tensors[name] = {"dtype": row.text("dtype"), "shape": shape}
+    except (OSError, ValueError, FieldError, struct.error) as error:
         raise ArtifactError(f"{file} is not a safetensors file ({error}); copy it again") from None
     if (size := file.stat().st_size) != 8 + length + end:
         raise ArtifactError(f"{file} has {size} bytes, expected {8 + length + end}; copy it again")

@@ -14,6 +14,7 @@ from videomar.errors import InputError
 from videomar.schedule import DiffusionSchedule, guidance_at, masked_after_steps, temperature_at
 
 LARGEST_POSITION = 4096  # rotary positions count exactly to here in FP16 and FP32; nothing larger was ever trained
+MOST_TOKENS, MOST_STEPS = 131_072, 300_000  # of a latent frame, of a clip
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ def clip_shape(config: ModelConfig, sampling: SamplingConfig, given: int) -> Cli
     """Sizes of a clip that continues `given` pixel frames.
 
     Raises InputError for frame counts that are not 1 + stride * k, nothing to generate, a picture that is no multiple
-    of the tokenizer's stride, or more positions than rotary angles tell apart.
+    of the tokenizer's stride, more positions than rotary angles tell apart, or
+    work without end.
     """
     time, space = config.tokenizer.temporal_stride, config.tokenizer.spatial_stride
     for what, count, option in (("frames", sampling.frames, "--frames"), ("conditioning frames", given, "--given")):
@@ -93,6 +95,12 @@ def clip_shape(config: ModelConfig, sampling: SamplingConfig, given: int) -> Cli
                 f"{name} is {getattr(sampling, name)}, which is {positions} rotary positions, expected at most "
                 f"{LARGEST_POSITION}; change --{name} to {LARGEST_POSITION * stride} or less"
             )
+    for count, most, what, options in (
+        (shape.tokens, MOST_TOKENS, "tokens a frame", "--height or --width"),
+        (shape.generated * (sampling.mask_steps + 1), MOST_STEPS, "steps", "--frames or --mask-steps"),
+    ):
+        if count > most:
+            raise InputError(f"the clip has {count} {what}, expected at most {most}; lower {options}")
     return shape
 
 

@@ -46,7 +46,7 @@ class OnnxSide:
     def __init__(self, directory: Path, manifest: Manifest, threads: int | None) -> None:
         self.precision, self.emitter, self.config = manifest.precision, manifest.emitter, manifest.config
         self._directory, self._manifest, self._threads = directory, manifest, threads
-        self._cache_tokens: int | None = manifest.extra.get("cache_tokens")
+        self._cache_tokens: int | None = manifest.cache_tokens
         self._held: dict[str, Graph] = {}
 
     def graph(self, part: str) -> Graph:

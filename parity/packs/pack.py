@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from videomar.artifacts import Manifest, read_manifest, verify
+from videomar.artifacts import MANIFEST, Manifest, read_manifest, verify
 from videomar.config import SamplingConfig
-from videomar.errors import ArtifactError, ConfigError
+from videomar.errors import ArtifactError, ConfigError, InputError
+from videomar.fields import FieldError, Fields
+from videomar.graphs import GRAPHS, contract
 from videomar.parity.cases import Case
+from videomar.parity.packs.pack_checks import Misfit, check_calls, check_clip
 from videomar.parity.packs.pack_files import CLIP, INPUTS, MEND, OUTPUTS, read_calls, read_clip
 from videomar.parity.packs.recorded import RecordedBackend, RecordedNoise, RecordedWords
 from videomar.parity.subject import Subject
@@ -47,36 +50,31 @@ class Pack:
             )
         about = manifest.extra.get("pack")
         version = about.get("version") if isinstance(about, dict) else None
-        if version != VERSION:
+        if type(version) is not int or version != VERSION:
             raise ArtifactError(
                 f"{directory} is a pack of version {version!r:.20}, expected {VERSION}; record it again with this "
                 "version, or replay it with the version that recorded it"
             )
-        assert isinstance(about, dict)
         try:
-            graphs = tuple(str(graph) for graph in about["graphs"])
-            pack = Pack(
-                directory,
-                manifest,
-                manifest.precision,
-                about["prompt"],
-                SamplingConfig(**about["sampling"]),
-                graphs,
-                {p: {g: float(v) for g, v in row.items()} for p, row in about["tolerances"].items()},
-                {},
-            )
-        except (LookupError, TypeError, ValueError, AttributeError, ConfigError) as error:
-            raise ArtifactError(f"{directory}: the manifest's 'pack' cannot be ({error!s:.80}); {MEND}") from None
-        verify(directory, manifest, [CLIP, *(graph + end for graph in graphs for end in (INPUTS, OUTPUTS))])
+            pack = _pack(directory, manifest, Fields(about, "pack"))
+        except (TypeError, FieldError, ConfigError) as error:
+            raise ArtifactError(f"{directory / MANIFEST}: {error!s:.200}; {MEND}") from None
+        verify(directory, manifest, [CLIP, *(graph + end for graph in pack.graphs for end in (INPUTS, OUTPUTS))])
         pack.arrays.update(read_clip(directory))
-        for name in ("given", "ids", "states", "encoded", "decoded", "z/0", "sampled/0"):
-            if name not in pack.arrays:
-                raise ArtifactError(f"{directory / CLIP} lacks {name!r}; {MEND}")
+        try:
+            check_clip(manifest.config, pack.sampling, pack.arrays)
+        except (Misfit, InputError) as error:
+            raise ArtifactError(f"{directory / CLIP}: {error}; {MEND}") from None
         return pack
 
     def calls(self, graph: str) -> list[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
         """(inputs, outputs) of the recorded calls of a graph, in the portable contract."""
-        return read_calls(self.directory, graph)
+        calls = read_calls(self.directory, graph)
+        try:
+            check_calls(contract(self.manifest.config, self.manifest.activations, in_place=False)[graph], calls)
+        except Misfit as error:
+            raise ArtifactError(f"{self.directory}: calls of {graph}: {error}; {MEND}") from None
+        return calls
 
     def tolerance(self, precision: str, graph: str) -> float:
         """Largest relative L2 error of any output of a graph, for engines of a precision."""
@@ -89,9 +87,28 @@ class Pack:
         """The recorded clip as the reference of a comparison."""
         words: Any = RecordedWords(self.arrays["ids"])
         backend = RecordedBackend(self.arrays)
-        why = f"what {self.manifest.extra['pack'].get('recorded_on', 'a backend')} made of the recorded clip"
+        why = f"what {self.manifest.extra['pack'].get('recorded_on', 'a backend')!s:.40} made of the recorded clip"
         return Subject(self.directory, self.manifest.config, self.precision, backend, words, self.manifest, why)
 
     def case(self) -> Case:
         """The recorded clip's inputs and noise."""
         return Case("recorded clip", self.arrays["given"], self.prompt, RecordedNoise(self.arrays))
+
+
+def _pack(directory: Path, manifest: Manifest, about: Fields) -> Pack:
+    """What a manifest says of its pack; raises FieldError, ConfigError or TypeError for what cannot be."""
+    rows, sampling = about.fields("tolerances"), about.fields("sampling")
+    tolerances = {name: rows.fields(name) for name in rows}
+    graphs = tuple(about.texts("graphs"))
+    if odd := [graph for graph in graphs if graph not in GRAPHS]:
+        raise FieldError(f"'pack.graphs' holds {odd[0]!r:.40}, expected some of {', '.join(GRAPHS)}")
+    return Pack(
+        directory,
+        manifest,
+        manifest.precision,
+        about.text("prompt"),
+        SamplingConfig(**{name: sampling.plain(name) for name in sampling}),
+        graphs,
+        {name: {graph: row.number(graph, 0) for graph in row} for name, row in tolerances.items()},
+        {},
+    )

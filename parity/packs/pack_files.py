@@ -8,19 +8,21 @@ from __future__ import annotations
 import base64
 import io
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from videomar.arrays import read_array, read_arrays
 from videomar.artifacts import atomic_write
 from videomar.errors import ArtifactError
+from videomar.fields import FieldError, parse
 
 Arrays = Mapping[str, np.ndarray]
 RUNNER = "videomar"  # who made the outputs, in Polygraphy's words
 INPUTS, OUTPUTS, CLIP = ".inputs.json", ".outputs.json", "clip.npz"
+MOST_BYTES = 16 << 30  # of a clip, unpacked
 MEND = "copy the pack again, or run `videomar record DIR -o PACK`"
 
 
@@ -62,15 +64,15 @@ def _pack(value: np.ndarray) -> dict[str, str]:
 
 
 def _unpack(data: Mapping[str, str]) -> np.ndarray:
-    return np.load(io.BytesIO(base64.b64decode(data["array"], validate=True)), allow_pickle=False)
+    return read_array(base64.b64decode(data["array"], validate=True))
 
 
 def _load(path: Path, convert: Any) -> Any:
     try:
-        return convert(json.loads(path.read_bytes()))
+        return convert(parse(path.read_bytes()))
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}), expected recorded calls; {MEND}") from None
-    except (ValueError, LookupError, TypeError, AttributeError, EOFError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, FieldError) as error:
         raise ArtifactError(f"{path} does not hold recorded calls ({error!s:.60}); {MEND}") from None
 
 
@@ -85,9 +87,8 @@ def read_clip(folder: Path) -> dict[str, np.ndarray]:
     """What `write_clip` wrote; raises ArtifactError for anything else."""
     path = folder / CLIP
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+        return read_arrays(path, MOST_BYTES)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror or error}); {MEND}") from None
-    except (ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
+    except ValueError as error:
         raise ArtifactError(f"{path} does not hold a recorded clip ({error!s:.60}); {MEND}") from None

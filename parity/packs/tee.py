@@ -25,7 +25,7 @@ def portable(manifest: Manifest) -> Manifest:
 
 def portable_run(backend: Backend, manifest: Manifest) -> Run:
     """Every graph of a backend on the portable contract, whatever its emitter."""
-    writes_in_place, cache = manifest.emitter == "native", manifest.extra.get("cache_tokens")
+    writes_in_place, cache = manifest.emitter == "native", manifest.cache_tokens
 
     def run(graph: str, feeds: Mapping[str, np.ndarray]) -> Arrays:
         if graph != TRANSFORMER_STEP or not writes_in_place:

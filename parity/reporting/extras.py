@@ -5,19 +5,19 @@ Knows their files. Imports neither command: stages meet in files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from videomar.arrays import read_arrays
 from videomar.errors import InputError
+from videomar.fields import FieldError, parse
 from videomar.parity.reporting.bars import bars, spans
 from videomar.parity.reporting.drawing import Drawing, to_svg
 
 FP16_MOST, FP16_LEAST = 65504.0, 6.1e-5  # largest number, smallest normal one
 LEVELS = 127  # of symmetric int8
+MOST_BYTES = 4 << 30  # of a file of ranges, unpacked
 MOST = 40  # rows of a chart
 
 
@@ -31,13 +31,12 @@ def read_extra(path: Path | None, what: str) -> Any:
     mend = f"give what `videomar {'bisect --json' if what == 'layers' else 'calibrate'}` wrote"
     try:
         if what == "ranges":
-            with np.load(path, allow_pickle=False) as file:
-                data = json.loads(file["header"].tobytes())
+            data = parse(read_arrays(path, MOST_BYTES)["header"].tobytes())
         else:
-            data = json.loads(path.read_bytes())
+            data = parse(path.read_bytes())
     except OSError as error:
         raise InputError(f"--{what} {path} cannot be read ({error.strerror or error}); {mend}") from None
-    except Exception as error:  # numpy and zipfile raise many kinds
+    except (ValueError, LookupError, FieldError) as error:
         raise InputError(f"--{what} {path} is no such file ({error!s:.60}); {mend}") from None
     if not isinstance(data, dict) or KEYS[what] not in data:
         raise InputError(f"--{what} {path} has no {KEYS[what]!r}; {mend}")
@@ -58,7 +57,7 @@ def extra_charts(extras: Mapping[str, Any]) -> list[tuple[str, Drawing]]:
         if extras.get("sensitivity"):
             found.append(("Inputs of linears against INT8's range", int8_spans(extras["sensitivity"])))
             found.append(("Sensitivity to INT8", sensitivity_bars(extras["sensitivity"])))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(
             f"a file of --layers, --ranges or --sensitivity lacks {error}; write it again with this version"
         ) from None

@@ -32,7 +32,15 @@ from videomar.graphs import (
 from videomar.runtime.backends.base import Backend, ClipPlan, predicted_sizes
 from videomar.runtime.backends.ort_cache import FixedCache, GrowingCache
 from videomar.runtime.backends.ort_decoder import OrtDecoder
-from videomar.runtime.backends.ort_memory import Buffer, DeviceMemory, HostMemory, Memory, device_failed, trim
+from videomar.runtime.backends.ort_memory import (
+    Buffer,
+    DeviceMemory,
+    HostMemory,
+    Memory,
+    device_failed,
+    host_failed,
+    trim,
+)
 from videomar.runtime.backends.ort_providers import CPU, Providers
 from videomar.runtime.backends.ort_session import open_session
 from videomar.schedule import DiffusionSchedule
@@ -61,7 +69,7 @@ class OrtBackend(Backend):
         self.name = providers.backend
         self.config = manifest.config
         self.in_place = manifest.emitter == "native"
-        self.cache_tokens: int | None = manifest.extra.get("cache_tokens")
+        self.cache_tokens: int | None = manifest.cache_tokens
         self.specs = contract(manifest.config, manifest.activations, self.in_place, self.cache_tokens)
         self._device = providers.device
         self.memory = memory or (
@@ -124,9 +132,12 @@ class OrtBackend(Backend):
             trim()
             return result
         except Exception as error:
-            if self._device == "cpu":
-                raise
-            raise device_failed(self._device, name, error) from error
+            raise self._failed(name, error) from error
+
+    def _failed(self, name: str, error: Exception) -> Exception:
+        if isinstance(error, UserError):
+            return error
+        return host_failed(name, error) if self._device == "cpu" else device_failed(self._device, name, error)
 
     def has_graph(self, name: str) -> bool:
         """Whether `run_graph` can run it."""
@@ -139,9 +150,7 @@ class OrtBackend(Backend):
         try:
             made = self.session(name).run([t.name for t in spec.outputs], given)
         except Exception as error:
-            if self._device == "cpu":
-                raise
-            raise device_failed(self._device, name, error) from error
+            raise self._failed(name, error) from error
         return {t.name: value for t, value in zip(spec.outputs, made, strict=True)}
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> OrtClip:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnxruntime as ort
 
-from videomar.errors import DeviceError
+from videomar.errors import ArtifactError, DeviceError
 from videomar.runtime.backends.ort_session import open_session
 from videomar.runtime.backends.small_graphs import concat_graph, drop_graph
 
@@ -107,7 +107,10 @@ class HostMemory:
         _array(target)[:, :, start:] = _array(source)[:, :, start + gone :]
 
     def run(self, session: ort.InferenceSession, binding: ort.IOBinding, what: str, last: bool = False) -> None:
-        session.run_with_iobinding(binding, self.shrink if last else None)
+        try:
+            session.run_with_iobinding(binding, self.shrink if last else None)
+        except Exception as error:  # ONNX Runtime's own exception types are not public
+            raise host_failed(what, error) from error
         if last:
             trim()
 
@@ -202,6 +205,16 @@ def _malloc_trim() -> Callable[[int], int] | None:
     with contextlib.suppress(AttributeError, OSError, TypeError):
         return ctypes.CDLL(None).malloc_trim
     return None
+
+
+def host_failed(what: str, error: Exception) -> Exception:
+    """What a failure on the host means: the error itself where memory did not suffice, else the graph is not whole."""
+    if isinstance(error, MemoryError) or "Failed to allocate" in str(error):
+        return error
+    why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ArtifactError(
+        f"{what} failed in ONNX Runtime ({why:.200}), expected a graph that runs; export the checkpoint again"
+    )
 
 
 def device_failed(device: str, what: str, error: Exception) -> DeviceError:

@@ -38,7 +38,7 @@ class PlainBackend(Backend):
     def __init__(self, manifest: Manifest, run: Run) -> None:
         self.config, self.run = manifest.config, run
         self.in_place = manifest.emitter == "native"
-        self.cache_tokens: int | None = manifest.extra.get("cache_tokens")
+        self.cache_tokens: int | None = manifest.cache_tokens
         self.specs = contract(manifest.config, manifest.activations, self.in_place, self.cache_tokens)
         self.dtype = np.dtype(self.specs[TRANSFORMER_STEP].outputs[0].dtype)
 

@@ -69,7 +69,7 @@ class TrtBackend(Backend):
         self._rebuild = _rebuild(directory, manifest)
         if manifest.kind != "engine":
             raise ArtifactError(f"{directory} holds ONNX graphs, TensorRT needs engines made of them; {self._rebuild}")
-        self._cache_tokens: int | None = manifest.extra.get("cache_tokens")
+        self._cache_tokens: int | None = manifest.cache_tokens
         if manifest.emitter == "native" and self._cache_tokens is None:
             raise ArtifactError(
                 f"{directory} has a K/V cache of any length, TensorRT wants a fixed one; export with --emitter native "

@@ -46,7 +46,7 @@ class Budget:
             sampling,
             precision=m.precision,
             emitter=m.emitter,
-            cache_tokens=m.extra.get("cache_tokens"),
+            cache_tokens=m.cache_tokens,
             given=given,
             lean=False,
         )

@@ -94,16 +94,16 @@ def test_a_name_that_no_module_has_is_told() -> None:
 
 
 def test_islands_are_read_from_what_calibration_wrote(tmp_path: Path) -> None:
-    row = {"graph": "g", "tensor": "t", "verdict": "island"}
+    row = {"graph": "text_encoder", "tensor": "t", "verdict": "island"}
     rows = [row, row | {"tensor": "u", "verdict": "overflow"}, row | {"tensor": "v", "verdict": "ok"}]
     (tmp_path / "calibration.json").write_text(json.dumps({"fp16": rows}))
-    assert read_islands(tmp_path / "calibration.json") == {"g": {"t", "u"}}
+    assert read_islands(tmp_path / "calibration.json") == {"text_encoder": {"t", "u"}}
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"fp16": [1]}'])
 def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
-    with pytest.raises(InputError, match=r"is no calibration\.json; run `videomar calibrate`"):
+    with pytest.raises(InputError, match=r"is no calibration\.json \(.*\); run `videomar calibrate`"):
         read_islands(tmp_path / "x.json")
     with pytest.raises(InputError, match="cannot be read"):
         read_islands(tmp_path / "none.json")

@@ -311,10 +311,8 @@ def test_an_unknown_graph_is_refused_by_name(copy: Path, tiny_artifacts: Path) -
     for end in ("inputs", "outputs"):
         shutil.copy(copy / f"{HEAD_STEP}.{end}.json", copy / f"dreamer.{end}.json")
     changed(copy, with_pack(graphs=["dreamer"], tolerances={"fp32": {"dreamer": 1.0}}))
-    from videomar.parity.packs.replay import _in_order
-
-    with pytest.raises(InputError, match="'dreamer'"):
-        _in_order(Pack.read(copy).graphs)
+    with pytest.raises(ArtifactError, match=r"'pack\.graphs' holds 'dreamer', expected some of text_encoder"):
+        Pack.read(copy)
 
 
 def test_a_pack_of_another_model_is_refused(
@@ -332,9 +330,21 @@ def test_a_pack_of_another_model_is_refused(
 def test_a_clip_without_what_it_should_hold_is_refused(
     copy: Path, tiny_artifacts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    arrays = Pack.read(copy).arrays
     np.savez(copy / CLIP, given=np.zeros(3))
     changed(copy, lambda m: m)
-    assert f"{CLIP} lacks 'ids'" in refused(copy, tiny_artifacts, capsys)
+    assert f"{CLIP}: 'given' is float64 [3], expected uint8 [given, height" in refused(copy, tiny_artifacts, capsys)
+    whole = dict(arrays)
+    for name, value, said in (
+        ("z/1", None, "lacks 'z/1'"),
+        ("sampled/0", whole["sampled/0"][:, :3], "'sampled/0' is float32"),
+        ("ids", whole["ids"].astype(np.int32), "'ids' is int32"),
+        ("order/1", whole["order/1"] * 0, "'order/1' is no order"),
+        ("states", whole["states"][:, :0], "'states' has 0 tokens, expected 1 to 8"),
+    ):
+        np.savez(copy / CLIP, **{n: v for n, v in (whole | {name: value}).items() if v is not None})
+        changed(copy, lambda m: m)
+        assert said in refused(copy, tiny_artifacts, capsys)
 
 
 def test_calls_that_are_no_calls_are_refused(tmp_path: Path) -> None:

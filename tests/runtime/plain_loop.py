@@ -26,7 +26,7 @@ class PlainBackend:
     def __init__(self, directory: Path, manifest: Manifest, session: Callable[[str], Any]) -> None:
         self.directory, self.session, self.t = directory, session, manifest.config.transformer
         self.dtype = np.float16 if manifest.precision == "fp16" else np.float32
-        self.cache: int | None = manifest.extra.get("cache_tokens")
+        self.cache: int | None = manifest.cache_tokens
 
     def run(self, graph: str, feeds: dict[str, np.ndarray]) -> Arrays:
         return self.session(str(self.directory / f"{graph}.onnx")).run(None, feeds)

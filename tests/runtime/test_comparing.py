@@ -94,7 +94,7 @@ def z_alone(directory: Path, backend: Any) -> tuple[np.ndarray, np.dtype]:
         feeds = {"tokens": tokens, "masked": masked, "predict": predict, **text, **past}
         feeds |= {"rope_cos": cos.astype(dtype), "rope_sin": sin.astype(dtype)}
         if manifest.emitter == "native":
-            feeds = in_place(feeds, manifest.extra.get("cache_tokens"))
+            feeds = in_place(feeds, manifest.cache_tokens)
         made = run(feeds)
         past = {n.replace("present", "past"): v[:, :, :TOKENS] for n, v in made.items() if n != "z"}
     return made["z"], dtype

@@ -13,6 +13,7 @@ from torch import nn
 from transformers.initialization import no_init_weights
 
 from videomar.artifacts import atomic_write
+from videomar.checkpoint import read_config
 from videomar.config import ModelConfig
 from videomar.errors import ArtifactError
 from videomar.model.head import DiffusionHead
@@ -72,6 +73,7 @@ def load_checkpoint(directory: Path) -> VideoMAR:
     Raises ArtifactError naming the first missing, unreadable or ill-fitting file or tensor; no code is unpickled.
     """
     parts = PartsOfCheckpoint(directory)
+    parts.check()
     with no_init_weights():
         model = VideoMAR(parts.config).eval()
     for part in PARTS:
@@ -92,7 +94,7 @@ class PartsOfCheckpoint:
             raise ArtifactError(
                 f"no checkpoint at {directory}: config.json is missing; give the directory that holds it"
             )
-        self.config = ModelConfig.from_json(file.read_text())
+        self.config = read_config(directory)
         self._directory, self._dtype = directory, dtype
 
     def __getattr__(self, part: str) -> Any:
@@ -108,9 +110,9 @@ class PartsOfCheckpoint:
             self.__dict__.pop(part, None)
 
     def check(self) -> None:
-        """Raise ArtifactError if any part is missing or does not fit, without reading weights."""
+        """Raise ArtifactError if any part is missing or does not fit, without reading weights or taking memory."""
         for part in PARTS:
-            with self._open(part) as file:
+            with self._open(part) as file, torch.device("meta"):
                 _check_names(self._empty(part), file, self._file(part))
 
     def _file(self, part: str) -> Path:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from videomar.artifacts import MANIFEST, atomic_write, read_manifest
+from videomar.checkpoint import CONFIG, read_config
 from videomar.config import PRESETS, ModelConfig
-from videomar.errors import ArtifactError, ConfigError, InputError
+from videomar.errors import InputError
 from videomar.options import sampling_options
 from videomar.plan.devices import LOCAL, Device, device
 from videomar.plan.report import as_data, as_svg, as_text, make_report
@@ -26,13 +27,9 @@ def read_model(source: str) -> tuple[ModelConfig, dict[str, Any]]:
     if (directory / MANIFEST).is_file():
         manifest = read_manifest(directory)
         known = {"precision": manifest.precision, "emitter": manifest.emitter}
-        return manifest.config, known | {"cache_tokens": manifest.extra.get("cache_tokens")}
-    file = directory / "config.json"
-    if file.is_file():
-        try:
-            return ModelConfig.from_json(file.read_text(encoding="utf-8")), {}
-        except (OSError, UnicodeDecodeError, ConfigError) as error:
-            raise ArtifactError(f"{file}: {error}; copy it again") from None
+        return manifest.config, known | {"cache_tokens": manifest.cache_tokens}
+    if (directory / CONFIG).is_file():
+        return read_config(directory), {}
     if source in PRESETS:
         return PRESETS[source], {}
     raise InputError(

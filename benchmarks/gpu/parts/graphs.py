@@ -22,7 +22,7 @@ class Bound:
         directory = job.artifacts / artifacts
         manifest = read_manifest(directory)
         config, in_place = manifest.config, manifest.emitter == "native"
-        spec = contract(config, manifest.activations, in_place, manifest.extra.get("cache_tokens"))[name]
+        spec = contract(config, manifest.activations, in_place, manifest.cache_tokens)[name]
         s, stride = config.sampling, config.tokenizer.spatial_stride
         tokens = s.height * s.width // stride**2
         known = {"branches": 2, "tokens": tokens, "past": tokens, "total": 2 * tokens, "steps": s.head_steps}
