@@ -100,11 +100,18 @@ class LockstepClip:
         self._reference, self._others, self._listen, self._steps = reference, others, listen, iter(steps)
 
     def step(
-        self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
+        self,
+        tokens: np.ndarray,
+        masked: np.ndarray,
+        predict: np.ndarray,
+        cos: np.ndarray,
+        sin: np.ndarray,
+        first: int = 0,
+        branches: int | None = None,
     ) -> None:
         self._at = next(self._steps)
         for clip in (self._reference, *self._others.values()):
-            clip.step(tokens, masked, predict, cos, sin)
+            clip.step(tokens, masked, predict, cos, sin, first, branches)
         self._tell(Z, self._reference.z(), {name: clip.z() for name, clip in self._others.items()})
 
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:

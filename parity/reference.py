@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videomar.model.generate import sample_tokens
+from videomar.model.generate import FrameKeyValues, sample_tokens
 from videomar.model.transformer import KeyValue
 from videomar.model.videomar import VideoMAR
 from videomar.runtime.backends.base import ClipPlan
-from videomar.schedule import DiffusionSchedule
 
 
 class TorchBackend:
@@ -73,21 +72,29 @@ class TorchClip:
             context = torch.cat([context, model.transformer.no_text(context.shape[1])])
         self._text = model.transformer.text_key_values(context)
         self._past: list[KeyValue] | None = None
-        self._schedule = DiffusionSchedule(plan.timesteps, plan.coefficients)
+        self._frame = FrameKeyValues(plan.tokens)
 
     @torch.inference_mode()
     def step(
-        self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
+        self,
+        tokens: np.ndarray,
+        masked: np.ndarray,
+        predict: np.ndarray,
+        cos: np.ndarray,
+        sin: np.ndarray,
+        first: int = 0,
+        branches: int | None = None,
     ) -> None:
-        branches, t = self._plan.branches, self._model.transformer
+        count, t = branches or self._plan.branches, self._model.transformer
         z, self._present = t(
-            torch.from_numpy(tokens).expand(branches, -1, -1),
-            torch.from_numpy(masked).expand(branches, -1),
+            torch.from_numpy(tokens).expand(count, -1, -1),
+            torch.from_numpy(masked).expand(count, -1),
             self._whole(cos),
             self._whole(sin),
-            self._text,
-            past=self._past,
+            [(k[:count], v[:count]) for k, v in self._text],
+            past=self._frame.before(self._past, first, len(tokens), count),
         )
+        self._frame.take(self._present, first, len(tokens))
         self._z = z[:, torch.from_numpy(predict)]
 
     def _whole(self, half: np.ndarray) -> Tensor:
@@ -104,7 +111,8 @@ class TorchClip:
     @torch.inference_mode()
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
         # The draws are scaled already, and zero at the last step.
-        return sample_tokens(self._model, self._z, guidance, 1.0, self._schedule, initial, draws).numpy()
+        schedule = self._plan.schedules[len(draws)]
+        return sample_tokens(self._model, self._z, guidance, 1.0, schedule, initial, draws).numpy()
 
     def keep(self) -> None:
         self._past = self._present

@@ -10,6 +10,7 @@ from contextlib import closing
 
 import numpy as np
 
+from videomar.orders import arrange
 from videomar.runtime.backends.base import Backend, Clip, ClipPlan
 from videomar.runtime.timing import Timing
 from videomar.schedule import Noise, half_tables
@@ -31,6 +32,7 @@ class Sampler:
         self._x: np.ndarray = np.zeros((0, 0), np.float32)  # the frame's tokens, [S, C]
         self._masked: np.ndarray = np.zeros(0, bool)
         self._order: np.ndarray = np.zeros(0, np.int64)
+        self._layout: np.ndarray = np.zeros(0, np.int64)  # in which order the frame's positions are computed
 
     @property
     def finished(self) -> bool:
@@ -55,24 +57,30 @@ class Sampler:
         """Begin a frame: all its positions are masked, or none if it is given."""
         shape, t = self.clip.shape, self.clip.config.transformer
         self._tables = half_tables(step.frame, shape.rows, shape.columns, t.rope_split, t.rope_theta)
-        self._masked = np.full(shape.tokens, step.known == 0)
+        self._masked, self._layout = np.full(shape.tokens, step.known == 0), np.arange(shape.tokens)
         if step.known:
             self._x = self._given[:, step.frame].reshape(-1, shape.tokens).T
         else:
             self._x = np.zeros((shape.tokens, len(self._given)), np.float32)
-            self._order = self._noise.order(step.frame, shape.tokens)
+            random = self._noise.order(step.frame, shape.tokens)
+            self._order = arrange(random, self.clip.sampling.order, shape.columns)
+            self._layout = self._order if self.clip.ordered else self._layout
 
     def _run(self, step: Step, device: Clip) -> None:
-        predict = self._order[step.slots] if step.predicted else np.zeros(1, np.int64)  # any row: nobody reads it
+        predict, rows = self._order[step.slots], self._layout[step.part]
+        at = np.zeros(1, np.int64)  # any row: nobody reads it
+        if step.predicted:
+            at = np.arange(step.known, step.slots.stop) - step.first if self.clip.ordered else predict
+        cos, sin = self._tables
         with self._timing.stage("transformer"):
-            device.step(self._x, self._masked, predict, *self._tables)
+            device.step(self._x[rows], self._masked[rows], at, cos[rows], sin[rows], step.first, step.branches)
             if step.keeps:
                 device.keep()
         if not step.predicted:
             return
-        at, shape = (step.frame, step.index), (step.predicted, len(self._given))
-        initial = self._noise.initial(*at, shape)
-        draws = self._noise.steps(*at, (self.clip.sampling.head_steps, *shape)) * np.float32(step.temperature)
+        key, shape = (step.frame, step.index), (step.predicted, len(self._given))
+        initial = self._noise.initial(*key, shape)
+        draws = self._noise.steps(*key, (step.head_steps, *shape)) * np.float32(step.temperature)
         draws[-1] = 0  # nothing is added after the last diffusion step
         with self._timing.stage("head"):
             sampled = device.sample(step.guidance, initial, draws)

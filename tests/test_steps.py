@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videomar.config import DEMO, SamplingConfig
-from videomar.errors import InputError, UserError
+from videomar.config import ANNEALS, DEMO, ORDERS, SamplingConfig
+from videomar.errors import ConfigError, InputError, UserError
 from videomar.runtime.backends.base import ClipPlan
-from videomar.steps import ClipShape, ClipSteps, Step, clip_shape
+from videomar.schedule import HEAD_LOOPS
+from videomar.steps import PARTS, ClipShape, ClipSteps, Step, clip_shape
 
 SMALL = DEMO.sampling.but(frames=17, height=16, width=16, mask_steps=2)  # 2 x 2 tokens, 3 latent frames
 
@@ -23,13 +25,14 @@ def test_the_steps_of_a_small_clip_by_hand() -> None:
     assert clip.shape == ClipShape(frames=3, given=1, rows=2, columns=2)
     # floor(4 cos(pi/4)) = 2 stay masked after the first of two mask steps; at the last one position counts as masked.
     half, end = 1 + 4 * 2 / 4, 1 + 4 * 3 / 4
+    drawn, stored = ({"head_steps": n, "computed": 4} for n in (clip.sampling.head_steps, 0))
     assert clip.steps == (
-        Step(0, 0, known=4, predicted=0, guidance=end, temperature=1.0, token_clip=None, finishes=True),
-        Step(1, 0, known=0, predicted=2, guidance=half, temperature=1.0, token_clip=None, finishes=False),
-        Step(1, 1, known=2, predicted=2, guidance=end, temperature=1.0, token_clip=None, finishes=True),
-        Step(1, 2, known=4, predicted=0, guidance=end, temperature=1.0, token_clip=None, finishes=False),
-        Step(2, 0, known=0, predicted=2, guidance=half, temperature=0.91, token_clip=7.0, finishes=False),
-        Step(2, 1, known=2, predicted=2, guidance=end, temperature=0.91, token_clip=7.0, finishes=True),
+        Step(0, 0, known=4, predicted=0, guidance=end, temperature=1.0, token_clip=None, finishes=True, **stored),
+        Step(1, 0, known=0, predicted=2, guidance=half, temperature=1.0, token_clip=None, finishes=False, **drawn),
+        Step(1, 1, known=2, predicted=2, guidance=end, temperature=1.0, token_clip=None, finishes=True, **drawn),
+        Step(1, 2, known=4, predicted=0, guidance=end, temperature=1.0, token_clip=None, finishes=False, **stored),
+        Step(2, 0, known=0, predicted=2, guidance=half, temperature=0.91, token_clip=7.0, finishes=False, **drawn),
+        Step(2, 1, known=2, predicted=2, guidance=end, temperature=0.91, token_clip=7.0, finishes=True, **drawn),
     )
     assert [step.keeps for step in clip.steps] == [True, False, False, True, False, False]
     assert clip.counts == (2, 2)
@@ -48,6 +51,10 @@ samplings = st.builds(
     token_clip=st.sampled_from([None, 2.0]),
     kv_window=st.none() | st.integers(1, 5),
     max_beta=st.just(0.1),
+    order=st.sampled_from(ORDERS),
+    head_steps_end=st.none() | st.just(1),
+    head_anneal=st.sampled_from(ANNEALS),
+    refresh_every=st.integers(1, 4),
 )
 
 
@@ -79,7 +86,89 @@ def test_every_position_of_every_new_frame_is_predicted_once_and_every_frame_but
     assert sum(clip.counts) == shape.tokens and len(clip.counts) == sampling.mask_steps
     plan = ClipPlan.of(clip)
     assert (plan.tokens, plan.frames, plan.counts, plan.seen) == (shape.tokens, shape.frames, clip.counts, clip.seen)
-    assert len(plan.timesteps) == sampling.head_steps
+    loops = {step.head_steps for step in clip.steps if step.predicted}
+    assert set(plan.schedules) == loops and max(loops) == sampling.head_steps and len(loops) <= HEAD_LOOPS
+    assert all(len(schedule.timesteps) == n for n, schedule in plan.schedules.items())
+    assert plan.parts[0] == shape.tokens and len(plan.parts) <= PARTS
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 8), st.integers(1, 8), st.integers(2, 12), st.integers(2, 5), st.floats(0, 1),
+    st.sampled_from([(0.0, 1.0), (0.25, 1.0), (0.0, 0.5), (0.3, 0.9)]),
+)  # fmt: skip
+def test_a_part_holds_what_was_drawn_last_and_what_is_drawn_now_and_nothing_is_seen_that_was_never_computed(
+    rows: int, columns: int, mask_steps: int, every: int, share: float, interval: tuple[float, float]
+) -> None:
+    mask_steps = min(mask_steps, rows * columns)
+    options = {"refresh_every": every, "known_share": share}
+    try:
+        sampling = DEMO.sampling.but(
+            frames=25, height=8 * rows, width=8 * columns, mask_steps=mask_steps, guidance_start=interval[0],
+            guidance_end=interval[1], **options,
+        )  # fmt: skip
+    except ConfigError:
+        return  # no mask step lies in the interval
+    tokens, frame = rows * columns, -1
+    for step in ClipSteps.of(DEMO, sampling, 1).steps:
+        part = set(range(tokens)[step.part])
+        if step.frame != frame:  # by branch: what each position's K/V know, 2: itself, 1: that it was masked
+            frame, computed = step.frame, [dict[int, int](), dict[int, int]()]
+        known = {at: 2 if at < step.known else 1 for at in range(tokens)}
+        for branch in range(step.branches):
+            before, computed[branch] = computed[branch], computed[branch] | {at: known[at] for at in part}
+            outside = set(range(tokens)) - part
+            assert all(before.get(at) == known[at] for at in outside), (
+                "K/V of a token that were taken when it was masked"
+            )
+        assert set(range(tokens)[step.slots]) <= part
+        if step.index % every == 0 or step.keeps:
+            assert len(part) == tokens
+        if len(part) < tokens:
+            assert len(part) % -(-tokens // PARTS) == 0 or step.first == 0 or step.part.stop == tokens
+
+
+def test_the_dials_change_the_steps_as_written_by_hand() -> None:
+    options = {"head_steps_end": 4, "guidance_start": 0.25, "guidance_end": 0.75, "refresh_every": 3}
+    clip = ClipSteps.of(DEMO, SMALL.but(height=32, width=32, frames=9, mask_steps=4, head_steps=10, **options), 1)
+    given, *mask = clip.steps
+    assert (given.branches, given.first, given.computed) == (2, 0, 16)
+    # 16 cos(pi/8 k): 14, 11, 6, 0 stay masked.
+    assert [(s.known, s.predicted) for s in mask] == [(0, 2), (2, 3), (5, 5), (10, 6)]
+    assert [s.head_steps for s in mask] == [10, 8, 6, 4]  # levels 7, 5, 2 and 0 of 7: 10, 8.3, 5.7, 4
+    assert [s.branches for s in mask] == [1, 2, 2, 1]
+    assert [s.guidance == 1 for s in mask] == [True, False, False, True]
+    # Step 1 is whole since the second branch comes back, step 3 by its turn. Step 2: from 2 to 10, eight positions.
+    assert [(s.first, s.computed) for s in mask] == [(0, 16), (0, 16), (2, 8), (0, 16)]
+
+
+def test_structure_first_gives_the_details_their_own_steps() -> None:
+    sampling = SMALL.but(height=32, width=32, mask_steps=6, order="structure", detail_steps=2)
+    assert ClipSteps.of(DEMO, sampling, 1).counts == (1, 2, 2, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"order": "spiral"}, "order is 'spiral', expected one of random, structure, spread; change --order"),
+        ({"detail_steps": 2}, "detail steps is 2 with the order random, which has no details; add --order structure"),
+        ({"order": "structure", "detail_steps": 8}, "detail steps is 8 of 8 mask steps, expected fewer"),
+        ({"head_steps_end": 26}, "head steps end is 26, expected at most the 25 head steps"),
+        ({"guidance_start": 1.5}, "guidance start is 1.5, expected 0 to 1; change --guidance-start"),
+        ({"guidance_start": 0.9}, "guidance from 0.9 to 1 of a frame holds none of its 8 mask steps; widen"),
+        ({"refresh_every": 0}, "refresh every is 0, expected at least 1 mask step; change --refresh-every"),
+        ({"known_share": 0.5}, "known share is 0.5, but every mask step computes the whole frame; add --refresh-every"),
+    ],
+)
+def test_dials_that_do_not_go_together_are_refused_with_what_to_change(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        DEMO.sampling.but(**options)
+    assert str(caught.value).startswith(message)
+
+
+def test_every_dial_is_off_by_default_and_named_when_it_is_not() -> None:
+    assert DEMO.sampling.dials == {}
+    assert DEMO.sampling.but(order="spread", refresh_every=2).dials == {"order": "spread", "refresh_every": 2}
 
 
 def test_guidance_grows_with_what_is_known_and_never_reaches_the_scale() -> None:

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 MOST = 1_000_000  # of any count or number that a generation is asked for
 FITS = ("crop", "stretch")  # how a picture of another shape becomes the clip's
+ORDERS = ("random", "structure", "spread")  # in which a frame's positions are predicted (orders.py)
+ANNEALS = ("linear", "cosine", "two-stage")  # how the diffusion steps go down over a frame's mask steps
+# What trades quality for time, each off by default (docs/quality.md). A file that does not name one has it off.
+DIALS = (
+    "order", "detail_steps", "head_steps_end", "head_anneal", "guidance_start", "guidance_end", "refresh_every",
+    "known_share",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,14 @@ class SamplingOptions(TypedDict, total=False):
     max_beta: float
     fit: str
     fps: float
+    order: str
+    detail_steps: int | None
+    head_steps_end: int | None
+    head_anneal: str
+    guidance_start: float
+    guidance_end: float
+    refresh_every: int
+    known_share: float
 
 
 @dataclass(frozen=True)
@@ -141,6 +156,17 @@ class SamplingConfig:
     # crop: the centre, for people; stretch: all of it, squeezed, as the authors' image to video does.
     fit: str = "crop"
     fps: float = 12.0  # frames a second of the clip that is written; the authors'
+    # The dials; what each of them costs and saves: docs/quality.md.
+    order: str = "random"  # the paper's; structure: one colour of a checkerboard first; spread: low discrepancy
+    detail_steps: int | None = None  # of the mask steps, those for the checkerboard's other colour; None: as they come
+    head_steps_end: int | None = None  # diffusion steps of a frame's last mask step; None: head_steps in all of them
+    head_anneal: str = "linear"
+    guidance_start: float = 0.0  # guidance in mask steps from this share of a frame's on,
+    guidance_end: float = 1.0  # up to this one; the others compute one branch
+    # Only every so many mask steps compute the whole frame. Those between compute what was predicted last and what is
+    # predicted now, beside the K/V that all others have from before. 1: every step is whole.
+    refresh_every: int = 1
+    known_share: float = 0.0  # between: of the positions known longer, the share computed too, latest first
 
     def __post_init__(self) -> None:
         for name in ("frames", "height", "width", "mask_steps", "head_steps"):
@@ -160,6 +186,57 @@ class SamplingConfig:
         if not isinstance(self.fit, str) or self.fit not in FITS:
             raise ConfigError(f"fit is {_shown(self.fit)}, expected {' or '.join(FITS)}; change --fit")
         _check_number("frames a second (fps)", self.fps, lambda f: 0.1 <= f <= 1000, "0.1 to 1000; change --fps")
+        self._check_dials()
+
+    def _check_dials(self) -> None:
+        for name, value, known in (("order", self.order, ORDERS), ("head anneal", self.head_anneal, ANNEALS)):
+            if not isinstance(value, str) or value not in known:
+                option = name.replace(" ", "-")
+                raise ConfigError(f"{name} is {_shown(value)}, expected one of {', '.join(known)}; change --{option}")
+        if self.detail_steps is not None:
+            _check_count("detail steps", self.detail_steps, "a whole number of at least 1; change --detail-steps")
+            if self.order != "structure":
+                raise ConfigError(
+                    f"detail steps is {self.detail_steps} with the order {self.order}, which has no details; add "
+                    "--order structure or leave --detail-steps out"
+                )
+            if self.detail_steps >= self.mask_steps:
+                raise ConfigError(
+                    f"detail steps is {self.detail_steps} of {self.mask_steps} mask steps, expected fewer, so that "
+                    "some are left for the structure; change --detail-steps or --mask-steps"
+                )
+        if self.head_steps_end is not None:
+            _check_count("head steps end", self.head_steps_end, "a whole number of at least 1; change --head-steps-end")
+            if self.head_steps_end > self.head_steps:
+                raise ConfigError(
+                    f"head steps end is {self.head_steps_end}, expected at most the {self.head_steps} head steps that "
+                    "a frame begins with; change --head-steps-end or --head-steps"
+                )
+        for name, share in (("guidance start", self.guidance_start), ("guidance end", self.guidance_end)):
+            _check_number(name, share, lambda s: 0 <= s <= 1, f"0 to 1; change --{name.replace(' ', '-')}")
+        if self.guidance_scale != 1 and not any(map(self.guided, range(self.mask_steps))):
+            raise ConfigError(
+                f"guidance from {self.guidance_start:g} to {self.guidance_end:g} of a frame holds none of its "
+                f"{self.mask_steps} mask steps; widen --guidance-start and --guidance-end, or give --guidance-scale 1"
+            )
+        _check_count("refresh every", self.refresh_every, "at least 1 mask step; change --refresh-every")
+        _check_number("known share", self.known_share, lambda s: 0 <= s <= 1, "0 to 1; change --known-share")
+        if self.known_share and self.refresh_every == 1:
+            raise ConfigError(
+                f"known share is {self.known_share:g}, but every mask step computes the whole frame; add "
+                "--refresh-every or leave --known-share out"
+            )
+
+    def guided(self, index: int) -> bool:
+        """Whether a frame's mask step has guidance: one that lies whole inside the interval, as diffusers counts it."""
+        inside = index / self.mask_steps >= self.guidance_start and (index + 1) / self.mask_steps <= self.guidance_end
+        return self.guidance_scale != 1 and inside
+
+    @property
+    def dials(self) -> dict[str, Any]:
+        """Those that are not off, by name."""
+        of_dials = (f for f in dataclasses.fields(self) if f.name in DIALS)
+        return {f.name: value for f in of_dials if (value := getattr(self, f.name)) != f.default}
 
     @property
     def branches(self) -> int:
@@ -245,11 +322,13 @@ def _from_dict(cls: type[T], data: Any, where: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - set(fields)):
         raise ConfigError(f"{where} has an unknown key {unknown[0]!r:.60}; known: {', '.join(fields)}")
-    if missing := sorted(set(fields) - set(data)):
+    later = DIALS if cls is SamplingConfig else ()
+    if missing := sorted(set(fields) - set(data) - set(later)):
         raise ConfigError(f"{where} lacks the key {missing[0]!r}")
     values: dict[str, Any] = {}
     for name, f in fields.items():
-        value, default = data[name], _default(f)
+        default = _default(f)
+        value = data.get(name, default)
         if dataclasses.is_dataclass(default):
             value = _from_dict(type(default), value, f"{where}.{name}")
         elif isinstance(default, tuple):

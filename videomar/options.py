@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from videomar.config import FITS, SamplingConfig, SamplingOptions
+from videomar.config import ANNEALS, FITS, ORDERS, SamplingConfig, SamplingOptions
 
 Run = Callable[[argparse.Namespace], int]
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "ort-trt", "trt", "trt-rtx")  # choose.py's, without importing numpy for -h
@@ -106,6 +106,14 @@ def _sampling(p: argparse.ArgumentParser) -> None:
         help="bound on tokens after the first generated frame; 0: none",
     )
     add("--kv-window", type=_COUNT, help="latent frames seen besides the first (default: all)")
+    add("--order", choices=ORDERS, help="positions of a frame: random (default, the paper's), structure first, spread")
+    add("--detail-steps", type=_COUNT, help="with --order structure: mask steps for the second half of the positions")
+    add("--head-steps-end", type=_COUNT, help="diffusion steps go down to this over a frame (default: --head-steps)")
+    add("--head-anneal", choices=ANNEALS, help="how they go down (default linear)")
+    add("--guidance-start", type=_number(0, 1), help="guidance from this share of a frame's mask steps on (default 0)")
+    add("--guidance-end", type=_number(0, 1), help="guidance up to this share of them (default 1)")
+    add("--refresh-every", type=_COUNT, help="mask steps between whole passes; the others compute what changes")
+    add("--known-share", type=_number(0, 1), help="with --refresh-every: share of the known positions computed too")
     add(
         "--guidance-passes",
         type=int,

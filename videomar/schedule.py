@@ -13,6 +13,8 @@ import numpy as np
 
 from videomar.errors import InputError
 
+HEAD_LOOPS = 8  # different numbers of diffusion steps in a clip, at most
+
 
 def masked_after_steps(tokens: int, steps: int) -> list[int]:
     """How many of a frame's tokens are still masked after each mask step (model.md, the sampling loop, 2).
@@ -29,6 +31,38 @@ def masked_after_steps(tokens: int, steps: int) -> list[int]:
         now = max(1, min(now - 1, int(np.floor(tokens * np.cos(np.pi / 2 * (step + 1) / steps)))))
         counts.append(now)
     return [*counts, 0]
+
+
+def masked_after_halves(tokens: int, steps: int, detail_steps: int) -> list[int]:
+    """The same for structure first: half of the tokens as `masked_after_steps` says, the others in equal parts.
+
+    After generation-then-reconstruction (GtR): once every second token is known, the rest is nearly decided.
+    """
+    structure = (tokens + 1) // 2
+    detail = tokens - structure
+    if detail_steps > detail:
+        raise InputError(
+            f"detail steps is {detail_steps}, expected 1 to {detail} (half of one frame's tokens at this size); lower "
+            "--detail-steps"
+        )
+    first = [detail + left for left in masked_after_steps(structure, steps - detail_steps)]
+    return first + [detail - detail * (i + 1) // detail_steps for i in range(detail_steps)]
+
+
+def head_steps_at(index: int, mask_steps: int, first: int, last: int | None, anneal: str) -> int:
+    """Diffusion steps of a frame's mask step: from `first` down to `last` (DiSA); None: always `first`.
+
+    linear and cosine reach `last` at the last mask step, two-stage in the second half of them. There are at most
+    HEAD_LOOPS different numbers: an engine captures a loop of its own for each.
+    """
+    if last is None:
+        return first
+    at = index / max(1, mask_steps - 1)
+    if anneal == "two-stage":
+        return first if at < 0.5 else last
+    left = 1 - at if anneal == "linear" else (1 + np.cos(np.pi * at)) / 2
+    level = round(float(left) * (HEAD_LOOPS - 1)) / (HEAD_LOOPS - 1)
+    return round(last + (first - last) * level)
 
 
 def guidance_at(scale: float, still_masked: int, tokens: int, ramp: bool = True) -> float:

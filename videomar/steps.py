@@ -6,13 +6,21 @@ place in a frame's random order, which the noise draws when the frame begins.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from videomar.config import ModelConfig, SamplingConfig
 from videomar.errors import InputError
-from videomar.schedule import DiffusionSchedule, guidance_at, masked_after_steps, temperature_at
+from videomar.schedule import (
+    DiffusionSchedule,
+    guidance_at,
+    head_steps_at,
+    masked_after_halves,
+    masked_after_steps,
+    temperature_at,
+)
 
+PARTS = 8  # a part of a frame is a multiple of an eighth: engines have shapes, and one for each is too many
 LARGEST_POSITION = 4096  # rotary positions count exactly to here in FP16 and FP32; nothing larger was ever trained
 MOST_TOKENS, MOST_STEPS = 131_072, 300_000  # of a latent frame, of a clip
 
@@ -49,6 +57,15 @@ class Step:
     temperature: float  # factor on the noise of the diffusion steps
     token_clip: float | None  # bound on what is sampled
     finishes: bool  # the frame is complete afterwards
+    head_steps: int = 0  # diffusion steps of what is predicted
+    branches: int = 2  # of guidance that are computed
+    first: int = 0  # of the frame's order, the first position that is computed
+    computed: int = 0  # positions computed; the others' K/V stay from the pass before
+
+    @property
+    def part(self) -> slice:
+        """Of the frame's order: which positions are computed."""
+        return slice(self.first, self.first + self.computed)
 
     @property
     def keeps(self) -> bool:
@@ -113,7 +130,7 @@ class ClipSteps:
     shape: ClipShape
 
     def __post_init__(self) -> None:
-        _ = self.steps, self.schedule
+        _ = self.steps, self.schedules
 
     @staticmethod
     def of(config: ModelConfig, sampling: SamplingConfig, given: int) -> ClipSteps:
@@ -121,11 +138,16 @@ class ClipSteps:
         return ClipSteps(config, sampling, clip_shape(config, sampling, given))
 
     @cached_property
-    def schedule(self) -> DiffusionSchedule:
-        """The numbers of the diffusion steps."""
-        return DiffusionSchedule.respaced(
-            self.config.head.train_steps, self.sampling.head_steps, self.sampling.max_beta
-        )
+    def schedules(self) -> dict[int, DiffusionSchedule]:
+        """The numbers of the diffusion steps, by how many of them there are."""
+        made = dict.fromkeys(s.head_steps for s in self.steps if s.predicted)
+        train, beta = self.config.head.train_steps, self.sampling.max_beta
+        return {count: DiffusionSchedule.respaced(train, count, beta) for count in made}
+
+    @property
+    def ordered(self) -> bool:
+        """Whether a new frame's tokens are computed in its random order, so that parts of it lie together."""
+        return self.sampling.refresh_every > 1
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -134,29 +156,60 @@ class ClipSteps:
         A given frame takes one pass that keeps its K/V. A new one takes the mask steps and, unless it is the last, one
         more pass over its finished tokens that keeps theirs.
         """
-        tokens = self.shape.tokens
-        left = masked_after_steps(tokens, self.sampling.mask_steps)
+        tokens, left = self.shape.tokens, self._left()
         steps = [self._step(frame, 0, tokens, 0) for frame in range(self.shape.given)]
         for frame in range(self.shape.given, self.shape.frames):
             for index, (before, still) in enumerate(zip([tokens, *left], left, strict=False)):
-                steps.append(self._step(frame, index, tokens - before, before - still))
+                step = self._step(frame, index, tokens - before, before - still)
+                steps.append(self._partial(step, steps[-1]) if index else step)
             if frame + 1 < self.shape.frames:
                 steps.append(self._step(frame, len(left), tokens, 0))
         return tuple(steps)
 
+    def _left(self) -> list[int]:
+        """Positions that are masked after each mask step."""
+        tokens, sampling = self.shape.tokens, self.sampling
+        if sampling.detail_steps is None:
+            return masked_after_steps(tokens, sampling.mask_steps)
+        return masked_after_halves(tokens, sampling.mask_steps, sampling.detail_steps)
+
     def _step(self, frame: int, index: int, known: int, predicted: int) -> Step:
+        """A step that computes the whole frame."""
         sampling, tokens = self.sampling, self.shape.tokens
         new, still = frame - self.shape.given, tokens - known - predicted
+        guided = not predicted or sampling.guided(index)
+        scale = guidance_at(sampling.guidance_scale, still, tokens, sampling.guidance_ramp)
         return Step(
             frame=frame,
             index=index,
             known=known,
             predicted=predicted,
-            guidance=guidance_at(sampling.guidance_scale, still, tokens, sampling.guidance_ramp),
+            guidance=scale if guided else 1.0,
             temperature=temperature_at(max(0, new), sampling.temperature),
             token_clip=sampling.token_clip if new > 0 else None,
             finishes=not still and (predicted > 0 or new < 0),
+            head_steps=self._head_steps(index) if predicted else 0,
+            branches=sampling.branches if guided else 1,
+            computed=tokens,
         )
+
+    def _head_steps(self, index: int) -> int:
+        s = self.sampling
+        return head_steps_at(index, s.mask_steps, s.head_steps, s.head_steps_end, s.head_anneal)
+
+    def _partial(self, step: Step, before: Step) -> Step:
+        """The step with as little of the frame as may be computed: what was predicted last and is predicted now.
+
+        Whole when its turn has come, and where a branch comes back that knows nothing of what was predicted meanwhile.
+        """
+        sampling, tokens = self.sampling, self.shape.tokens
+        if step.index % sampling.refresh_every == 0 or step.branches > before.branches:
+            return step
+        unit = -(-tokens // PARTS)
+        first = before.known - round(sampling.known_share * before.known)
+        computed = min(tokens, -(-(step.slots.stop - first) // unit) * unit)
+        first = max(0, step.slots.stop - computed)  # what is left of the part goes to those known longer
+        return replace(step, first=first, computed=min(tokens - first, computed))
 
     @property
     def seen(self) -> int:

@@ -227,10 +227,11 @@ class Search:
         notes, pair = self._notes, self._pair
         assert notes.plan is not None and notes.head is not None and notes.z is not None
         guidance, x, draws = notes.head
-        given = {"z": notes.z, "timesteps": notes.plan.timesteps}
+        schedule = notes.plan.schedules[len(draws)]
+        given = {"z": notes.z, "timesteps": schedule.timesteps}
         found: list[dict[str, np.ndarray]] = [{}, {}]
         yield Place(HEAD_CONDITION, *notes.head_at), pair.walk(HEAD_CONDITION, given, given, found)
-        steps = list(zip(notes.plan.timesteps, notes.plan.coefficients, draws, strict=True))
+        steps = list(zip(schedule.timesteps, schedule.coefficients, draws, strict=True))
         own = x
         for i, (timestep, coefficients, draw) in enumerate(steps):
             common = {"step_coefficients": coefficients, "draw": draw, "guidance": np.full(1, guidance, np.float32)}

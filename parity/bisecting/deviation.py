@@ -120,12 +120,19 @@ class _RecordedClip:
         self._inner, self._notes, self._steps = inner, notes, iter(steps)
 
     def step(
-        self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
+        self,
+        tokens: np.ndarray,
+        masked: np.ndarray,
+        predict: np.ndarray,
+        cos: np.ndarray,
+        sin: np.ndarray,
+        first: int = 0,
+        branches: int | None = None,
     ) -> None:
         self._at = next(self._steps)
         arrays = (np.array(x) for x in (tokens, masked, predict, cos, sin))
         self._notes.latest = Pass(self._at.frame, self._at.index, *arrays)
-        self._inner.step(tokens, masked, predict, cos, sin)
+        self._inner.step(tokens, masked, predict, cos, sin, first, branches)
 
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
         self._notes.head = float(guidance), np.array(initial), np.array(draws)

@@ -87,7 +87,14 @@ class RecordedClip:
         self._now = np.zeros(0, np.float32)
 
     def step(
-        self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
+        self,
+        tokens: np.ndarray,
+        masked: np.ndarray,
+        predict: np.ndarray,
+        cos: np.ndarray,
+        sin: np.ndarray,
+        first: int = 0,
+        branches: int | None = None,
     ) -> None:
         self._now = next(self._z)
 

@@ -97,9 +97,9 @@ class Tee:
     def note_sampled(self, index: int, sampled: np.ndarray) -> None:
         self._note(f"sampled/{index}", sampled)
 
-    def first_diffusion_step(self) -> None:
-        """A diffusion loop begins."""
-        self._diffused = 0
+    def begin_diffusion(self, steps: int) -> None:
+        """A diffusion loop of so many steps begins; the first, the middle and the last are written down."""
+        self._diffused, self.diffusion_steps = 0, tuple(sorted({0, steps // 2, steps - 1}))
 
     def close(self) -> None:
         """The backend belongs to whoever opened it."""
@@ -134,15 +134,20 @@ class TeeClip:
         self._passes = self._samples = 0
         first = next(i for i, step in enumerate(plan.steps) if step.predicted)
         self._chosen = {0, first + len(plan.counts) // 2, len(plan.steps) - 1}
-        steps = len(plan.timesteps)
-        tee.diffusion_steps = (0, steps // 2, steps - 1)
 
     def step(
-        self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
+        self,
+        tokens: np.ndarray,
+        masked: np.ndarray,
+        predict: np.ndarray,
+        cos: np.ndarray,
+        sin: np.ndarray,
+        first: int = 0,
+        branches: int | None = None,
     ) -> None:
         self._tee.writing = self._passes in self._chosen
         for clip in (self._real, self._plain):
-            clip.step(tokens, masked, predict, cos, sin)
+            clip.step(tokens, masked, predict, cos, sin, first, branches)
         self._tee.note_z(self._passes, self._real.z())
         self._passes += 1
 
@@ -150,9 +155,10 @@ class TeeClip:
         tee, plan = self._tee, self._plan
         sampled = np.array(self._real.sample(guidance, initial, draws))
         if tee.writing:  # as the pass just made
-            tee.first_diffusion_step()
+            tee.begin_diffusion(len(draws))
             self._plain.sample(guidance, initial, draws)
-            feeds = {"z": self._plain.z(), "timesteps": plan.timesteps, "coefficients": plan.coefficients}
+            schedule = plan.schedules[len(draws)]
+            feeds = {"z": self._plain.z(), "timesteps": schedule.timesteps, "coefficients": schedule.coefficients}
             feeds |= {"guidance": np.full(1, guidance, np.float32), "initial": initial, "draws": draws}
             tee.run(DIFFUSION_HEAD, feeds)
         tee.note_sampled(self._samples, sampled)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
+from videomar.schedule import DiffusionSchedule
 from videomar.steps import ClipSteps, Step
 
 
@@ -19,11 +20,10 @@ class ClipPlan:
     frames: int  # latent frames, given ones included
     branches: int  # 2 with guidance, 1 without
     counts: tuple[int, ...]  # tokens predicted at each mask step
-    timesteps: np.ndarray  # [head steps] float32
-    coefficients: np.ndarray  # [head steps, 6] float32
+    schedules: Mapping[int, DiffusionSchedule]  # of the diffusion loops, by how many steps they take
     window: int | None = None  # finished frames that are seen besides the first; None: all
     passes: int = 1  # 2: the branches go through the transformer one after the other, with half the K/V each
-    steps: tuple[Step, ...] = ()  # as they will come; for whoever looks on, a backend does what it is told
+    steps: tuple[Step, ...] = ()  # as they will come: what to allocate for; a backend does what it is told
 
     @staticmethod
     def of(clip: ClipSteps) -> ClipPlan:
@@ -33,12 +33,27 @@ class ClipPlan:
             frames=clip.shape.frames,
             branches=clip.sampling.branches,
             counts=clip.counts,
-            timesteps=clip.schedule.timesteps,
-            coefficients=clip.schedule.coefficients,
+            schedules=clip.schedules,
             window=clip.sampling.kv_window,
             passes=clip.sampling.passes,
             steps=clip.steps,
         )
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Every number of positions that a pass computes, the whole frame first."""
+        return tuple(sorted({self.tokens, *(s.computed for s in self.steps)}, reverse=True))
+
+    @property
+    def loops(self) -> tuple[tuple[int, int], ...]:
+        """Every diffusion loop: tokens, steps."""
+        made = {(s.predicted, s.head_steps) for s in self.steps if s.predicted}
+        return tuple(sorted(made)) or tuple((n, steps) for n in sorted(set(self.counts)) for steps in self.schedules)
+
+    @property
+    def alone(self) -> bool:
+        """Whether some passes compute the first branch of two."""
+        return any(s.branches < self.branches for s in self.steps)
 
     @property
     def seen(self) -> int:
@@ -58,18 +73,27 @@ class Clip(Protocol):
     """Device state of one generation: text K/V, K/V of finished frames, buffers. Use as a context manager."""
 
     def step(
-        self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
+        self,
+        tokens: np.ndarray,
+        masked: np.ndarray,
+        predict: np.ndarray,
+        cos: np.ndarray,
+        sin: np.ndarray,
+        first: int = 0,
+        branches: int | None = None,
     ) -> None:
-        """One transformer pass over the current frame.
+        """One transformer pass over the current frame, or over P of its S positions from number `first` on.
 
-        tokens [S, C] float32, masked [S] bool, predict [N] int64, RoPE tables [S, D/2] float32. The outputs at
-        `predict` stay on the device for `sample`, the frame's K/V for `keep`.
+        tokens [P, C] float32, masked [P] bool, predict [N] int64 (of these P), RoPE tables [P, D/2] float32. The other
+        positions' K/V are those of the passes before. branches: 1 leaves the second branch as it is; None: all. The
+        outputs at `predict` stay on the device for `sample`, the frame's K/V for `keep`.
         """
 
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """Run the diffusion head on the last step's outputs: [N, C] float32; valid until the next call.
 
-        initial [N, C] float32; draws [head steps, N, C] float32, already scaled, zero at the last step.
+        initial [N, C] float32; draws [head steps, N, C] float32, already scaled, zero at the last step: their number
+        says which of the plan's schedules.
         """
 
     def z(self) -> np.ndarray:

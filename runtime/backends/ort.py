@@ -30,7 +30,7 @@ from videomar.graphs import (
     steps_ahead,
 )
 from videomar.runtime.backends.base import Backend, ClipPlan, predicted_sizes
-from videomar.runtime.backends.ort_cache import FixedCache, GrowingCache
+from videomar.runtime.backends.ort_cache import Cache, FixedCache, GrowingCache
 from videomar.runtime.backends.ort_decoder import OrtDecoder
 from videomar.runtime.backends.ort_memory import (
     Buffer,
@@ -181,10 +181,13 @@ class OrtClip:
         self._head = backend.session(DIFFUSION_HEAD).io_binding()
 
         self._inputs = {
-            "tokens": memory.zeros((plan.tokens, t.token_channels), np.float32),
-            "masked": memory.zeros((plan.tokens,), np.bool_),
-            "rope_cos": memory.zeros((plan.tokens, t.head_dim // 2), dtype),
-            "rope_sin": memory.zeros((plan.tokens, t.head_dim // 2), dtype),
+            part: {
+                "tokens": memory.zeros((part, t.token_channels), np.float32),
+                "masked": memory.zeros((part,), np.bool_),
+                "rope_cos": memory.zeros((part, t.head_dim // 2), dtype),
+                "rope_sin": memory.zeros((part, t.head_dim // 2), dtype),
+            }
+            for part in plan.parts
         }
 
         # Text K/V of both branches; a clip without guidance binds the first.
@@ -196,100 +199,117 @@ class OrtClip:
         memory.run(backend.session(TEXT_KEY_VALUES), binding, TEXT_KEY_VALUES, last=True)
         self._text = text
         count = plan.branches // plan.passes
-        self._passes = [
-            _Pass(backend, dataclasses.replace(plan, branches=count), first, text, dtype)
-            for first in range(0, plan.branches, count)
-        ]
+        each = dataclasses.replace(plan, branches=count)
+        make = GrowingCache if backend.cache_tokens is None else FixedCache
+        self._caches: list[Cache] = [make(backend, each, dtype) for _ in range(plan.passes)]
+        self._every = [_Pass(backend, i * count, count, text, cache) for i, cache in enumerate(self._caches)]
+        # The first branch by itself, where some steps leave the second out.
+        self._alone = self._every[:1] if count == 1 or not plan.alone else [_Pass(backend, 0, 1, text, self._caches[0])]
 
-        self._chunks = _chunks(backend, plan, dtype)
-        self._sizes = {n: _Buffers(memory, n, plan, t, dtype, self._chunks) for n in predicted_sizes(plan.counts)}
-        for each in self._passes:
-            each.z = {n: each.rows_of(buffers.z) for n, buffers in self._sizes.items()}
-        self._now = self._sizes[1]
+        self._loops = {n: _chunks(backend, plan, schedule, dtype) for n, schedule in plan.schedules.items()}
+        self._sizes = {n: _Buffers(memory, n, plan, t, dtype, self._loops) for n in predicted_sizes(plan.counts)}
+        self._now, self._z = self._sizes[1], self._sizes[1].z
         self._guidance = memory.zeros((1,), np.float32)
 
     def step(
-        self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
+        self,
+        tokens: np.ndarray,
+        masked: np.ndarray,
+        predict: np.ndarray,
+        cos: np.ndarray,
+        sin: np.ndarray,
+        first: int = 0,
+        branches: int | None = None,
     ) -> None:
         memory = self._memory
         values = {"tokens": tokens, "masked": masked, "rope_cos": cos, "rope_sin": sin}
         self._now = now = self._sizes[len(predict)]
-        for each in self._passes:
-            for name, buffer in self._inputs.items():
+        alone = branches is not None and branches < now.z.shape[0]
+        self._z = self._alone[0].rows_of(now.z) if alone else now.z
+        for each in self._alone if alone else self._every:
+            for name, buffer in self._inputs[len(tokens)].items():
                 memory.put(each.binding, name, buffer, values[name])
             memory.put(each.binding, "predict", now.predict, predict)
-            memory.bind_output(each.binding, "z", each.z[len(predict)])
+            memory.bind_output(each.binding, "z", each.rows_of(now.z))
+            each.cache.place(each.binding, each.count, first, len(tokens))
             last = not masked.any()  # it only stores the frame's K/V: the next frame's passes are larger
             memory.run(self._session(TRANSFORMER_STEP), each.binding, TRANSFORMER_STEP, last)
 
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        memory, binding, now = self._memory, self._head, self._now
-        memory.bind_input(binding, "z", now.z)
+        memory, binding, now, chunks = self._memory, self._head, self._now, self._loops[len(draws)]
+        memory.bind_input(binding, "z", self._z)
         memory.put(binding, "guidance", self._guidance, np.float32(guidance))
         memory.put(binding, "initial", now.states[0], initial)
-        for i, chunk in enumerate(self._chunks):  # x goes from one buffer to the other
+        for i, chunk in enumerate(chunks):  # x goes from one buffer to the other
             if i:
                 memory.bind_input(binding, "initial", now.states[i % 2])
             memory.bind_output(binding, "sampled", now.states[(i + 1) % 2])
             memory.put(binding, "timesteps", chunk.timesteps, chunk.schedule.timesteps)
             memory.put(binding, "coefficients", chunk.coefficients, chunk.schedule.coefficients)
-            memory.put(binding, "draws", now.draws[i], draws[chunk.at])
+            memory.put(binding, "draws", now.draws[len(draws)][i], draws[chunk.at])
             memory.run(self._session(DIFFUSION_HEAD), binding, DIFFUSION_HEAD)
-        return memory.read(now.states[len(self._chunks) % 2])
+        return memory.read(now.states[len(chunks) % 2])
 
     def z(self) -> np.ndarray:
-        return self._memory.read(self._now.z).astype(np.float32)
+        whole = self._memory.read(self._now.z).astype(np.float32)
+        return whole[: self._z.shape[0]]
 
     def force(self, z: np.ndarray) -> None:
-        self._memory.put(self._head, "z", self._now.z, z)
+        whole = np.zeros(self._now.z.shape, np.float32)
+        whole[: len(z)] = z
+        self._memory.put(self._head, "z", self._now.z, whole)
 
     def keep(self) -> None:
-        for each in self._passes:
-            each.cache.keep()
+        for cache in self._caches:
+            cache.keep()
 
     def close(self) -> None:
-        for binding in (*(each.binding for each in self._passes), self._head):
+        for binding in (*(each.binding for each in (*self._every, *self._alone)), self._head):
             binding.clear_binding_inputs()
             binding.clear_binding_outputs()
-        for each in self._passes:
-            each.cache.close()
-        for held in (self._passes, self._inputs, self._text, self._sizes, self._chunks):
+        for cache in self._caches:
+            cache.close()
+        for held in (self._every, self._alone, self._caches, self._inputs, self._text, self._sizes, self._loops):
             held.clear()
 
 
 class _Pass:
-    """One call of the transformer in a step: all branches, or one of them with K/V of its own."""
+    """One call of the transformer in a step: all branches or one of them, beside K/V of their own."""
 
-    def __init__(
-        self, backend: OrtBackend, plan: ClipPlan, first: int, text: dict[str, Buffer], dtype: np.dtype
-    ) -> None:
-        """plan: of these branches alone; first: the first of them; text: K/V of all."""
-        self._memory, self._first, self._count = backend.memory, first, plan.branches
+    def __init__(self, backend: OrtBackend, first: int, count: int, text: dict[str, Buffer], cache: Cache) -> None:
+        """first, count: which branches; text: K/V of all."""
+        self._memory, self._first, self.count, self.cache = backend.memory, first, count, cache
         self.binding = backend.session(TRANSFORMER_STEP).io_binding()
         self._text = {name: self.rows_of(buffer) for name, buffer in text.items()}
         for name, buffer in self._text.items():
             self._memory.bind_input(self.binding, name, buffer)
-        cache = GrowingCache if backend.cache_tokens is None else FixedCache
-        self.cache = cache(backend, self.binding, plan, dtype)
-        self.z: dict[int, Buffer] = {}  # these branches' part of the outputs, by the number of predicted tokens
 
     def rows_of(self, buffer: Buffer) -> Buffer:
         """These branches of a tensor of all."""
         size = int(np.prod(buffer.shape[1:]))
-        return self._memory.view(buffer, (self._count, *buffer.shape[1:]), self._first * size)
+        return self._memory.view(buffer, (self.count, *buffer.shape[1:]), self._first * size)
 
 
 class _Buffers:
     """What depends on the number of predicted tokens."""
 
     def __init__(
-        self, memory: Memory, count: int, plan: ClipPlan, t: TransformerConfig, dtype: np.dtype, chunks: list[_Chunk]
+        self,
+        memory: Memory,
+        count: int,
+        plan: ClipPlan,
+        t: TransformerConfig,
+        dtype: np.dtype,
+        loops: Mapping[int, list[_Chunk]],
     ) -> None:
         self.predict = memory.zeros((count,), np.int64)
         self.z = memory.zeros((plan.branches, count, t.width), dtype)
         self.states = [memory.zeros((count, t.token_channels), np.float32) for _ in range(2)]
-        steps = (len(chunk.schedule.timesteps) for chunk in chunks)
-        self.draws = [memory.zeros((n, count, t.token_channels), np.float32) for n in steps]
+        self.draws = {
+            steps: [memory.zeros((len(c.schedule.timesteps), count, t.token_channels), np.float32) for c in chunks]
+            for steps, chunks in loops.items()
+            if (count, steps) in plan.loops
+        }
 
 
 @dataclass(frozen=True)
@@ -302,12 +322,12 @@ class _Chunk:
     coefficients: Buffer
 
 
-def _chunks(backend: OrtBackend, plan: ClipPlan, dtype: np.dtype) -> list[_Chunk]:
-    steps, rows, chunks = len(plan.timesteps), plan.branches * max(plan.counts), []
+def _chunks(backend: OrtBackend, plan: ClipPlan, schedule: DiffusionSchedule, dtype: np.dtype) -> list[_Chunk]:
+    steps, rows, chunks = len(schedule.timesteps), plan.branches * max(plan.counts), []
     length = steps_ahead(backend.config.head, rows, steps, np.dtype(dtype).itemsize)
     for start in range(0, steps, length):
         at = slice(start, min(start + length, steps))
-        part = DiffusionSchedule(plan.timesteps[at], plan.coefficients[at])
+        part = DiffusionSchedule(schedule.timesteps[at], schedule.coefficients[at])
         buffers = (backend.memory.zeros(each.shape, np.float32) for each in (part.timesteps, part.coefficients))
         chunks.append(_Chunk(at, part, *buffers))
     return chunks

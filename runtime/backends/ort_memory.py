@@ -20,7 +20,7 @@ import onnxruntime as ort
 
 from videomar.errors import ArtifactError, DeviceError
 from videomar.runtime.backends.ort_session import open_session
-from videomar.runtime.backends.small_graphs import concat_graph, drop_graph
+from videomar.runtime.backends.small_graphs import concat_graph, drop_graph, extend_graph
 
 Values = np.ndarray | np.generic  # a tensor's, or one number for all of it
 
@@ -65,6 +65,12 @@ class Memory(Protocol):
     def drop(self, source: Buffer, target: Buffer, start: int) -> None:
         """Copy [b, h, n, d] to [b, h, n - gone, d] without the tokens from `start` on that there is no room for."""
 
+    def numbers(self, values: np.ndarray) -> Buffer:
+        """Take memory for these int64 values."""
+
+    def extend(self, source: Buffer, other: Buffer, rows: Buffer, target: Buffer) -> None:
+        """Copy [b, h, past, d] and behind it the tokens `rows` [n] int64 of the other's [b, h, total, d]."""
+
     def run(self, session: ort.InferenceSession, binding: ort.IOBinding, what: str, last: bool = False) -> None:
         """Run `what`, a graph's name, and wait for it. last: passes of this size end here, free what they needed."""
 
@@ -105,6 +111,14 @@ class HostMemory:
         gone = source.shape[2] - target.shape[2]
         _array(target)[:, :, :start] = _array(source)[:, :, :start]
         _array(target)[:, :, start:] = _array(source)[:, :, start + gone :]
+
+    def numbers(self, values: np.ndarray) -> Buffer:
+        return self._wrap(np.array(values, np.int64))
+
+    def extend(self, source: Buffer, other: Buffer, rows: Buffer, target: Buffer) -> None:
+        past = source.shape[2]
+        _array(target)[:, :, :past] = _array(source)
+        _array(target)[:, :, past:] = _array(other)[:, :, _array(rows)]
 
     def run(self, session: ort.InferenceSession, binding: ort.IOBinding, what: str, last: bool = False) -> None:
         try:
@@ -172,6 +186,15 @@ class DeviceMemory:
         bounds.value.update_inplace(np.array([[0, start], [start + gone, source.shape[2]]], np.int64))
         pieces = {name: self.view(bounds, (1,), at) for at, name in enumerate(("from_0", "to_0", "from_1", "to_1"))}
         self._copy(drop_graph, {"whole": source, **pieces}, target)
+
+    def numbers(self, values: np.ndarray) -> Buffer:
+        buffer = self.zeros(values.shape, np.int64)
+        if len(values):
+            buffer.value.update_inplace(np.ascontiguousarray(values, np.int64))
+        return buffer
+
+    def extend(self, source: Buffer, other: Buffer, rows: Buffer, target: Buffer) -> None:
+        self._copy(extend_graph, {"head": source, "whole": other, "rows": rows}, target)
 
     def _copy(self, graph: Callable[[np.dtype[Any]], bytes], given: Mapping[str, Buffer], target: Buffer) -> None:
         key = (graph, target.dtype)

@@ -92,32 +92,56 @@ class PlainClip:
         empty = np.zeros((plan.branches, t.heads, 0, t.head_dim), backend.dtype)
         self._past = dict.fromkeys(layer_names("past", t.depth), empty)
         self._finished = 0
+        self._frame: Arrays = {}  # the current frame's K/V, position after position
         self._results: Arrays = {}
         self._z = empty
 
     def step(
-        self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
+        self,
+        tokens: np.ndarray,
+        masked: np.ndarray,
+        predict: np.ndarray,
+        cos: np.ndarray,
+        sin: np.ndarray,
+        first: int = 0,
+        branches: int | None = None,
     ) -> None:
-        backend, dtype = self._backend, self._backend.dtype
+        backend, dtype, count = self._backend, self._backend.dtype, branches or self._plan.branches
+        part = np.arange(first, first + len(tokens))
+        past = {n: self._before(n, part)[:count] for n in self._past}
         feeds = {
             "tokens": np.array(tokens, np.float32, order="C"),  # copies: the loop changes its arrays
             "masked": np.array(masked),
             "predict": np.array(predict),
             "rope_cos": cos.astype(dtype),
             "rope_sin": sin.astype(dtype),
-            **self._text,
-            **self._past,
+            **{n: v[:count] for n, v in self._text.items()},
+            **past,
         }
         if backend.in_place:
             feeds = in_place(feeds, backend.cache_tokens)
         self._results = backend.run(TRANSFORMER_STEP, feeds)
         self._z = self._results["z"]
+        for name, before in past.items():
+            at = before.shape[2]
+            new = self._results[name.replace("past_", "present_")][:, :, at : at + len(part)]
+            if name not in self._frame:
+                shape = (self._plan.branches, new.shape[1], self._plan.tokens, new.shape[3])
+                self._frame[name] = np.zeros(shape, new.dtype)
+            self._frame[name][:count, :, part] = new
+
+    def _before(self, name: str, part: np.ndarray) -> np.ndarray:
+        """K/V that a pass over these positions finds: of finished frames, and of the frame's other positions."""
+        if len(part) == self._plan.tokens:
+            return self._past[name]
+        return np.concatenate([self._past[name], np.delete(self._frame[name], part, axis=2)], axis=2)
 
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        run, plan, scale = self._backend.run, self._plan, np.full(1, guidance, np.float32)
-        made = run(HEAD_CONDITION, {"timesteps": plan.timesteps, "z": self._z})
+        run, scale = self._backend.run, np.full(1, guidance, np.float32)
+        schedule = self._plan.schedules[len(draws)]
+        made = run(HEAD_CONDITION, {"timesteps": schedule.timesteps, "z": self._z})
         x = initial
-        for i, (coefficients, draw) in enumerate(zip(plan.coefficients, draws, strict=True)):
+        for i, (coefficients, draw) in enumerate(zip(schedule.coefficients, draws, strict=True)):
             feeds = {"x": x, "step_coefficients": coefficients, "draw": draw.astype(np.float32), "guidance": scale}
             x = run(HEAD_STEP, feeds | modulations_of(made, i))["next"]
         return x
@@ -134,9 +158,10 @@ class PlainClip:
         depth = self._backend.config.transformer.depth
         names = zip(layer_names("past", depth), layer_names("present", depth), strict=True)
         self._past = {past: self._results[present][:, :, :length] for past, present in names}
+        self._frame = {}
 
     def close(self) -> None:
-        self._results, self._past, self._text = {}, {}, {}
+        self._results, self._past, self._text, self._frame = {}, {}, {}, {}
 
 
 def modulations_of(made: Mapping[str, np.ndarray], step: int) -> Arrays:

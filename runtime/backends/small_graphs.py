@@ -20,6 +20,12 @@ def concat_graph(dtype: np.dtype[Any]) -> bytes:
     return _model(nodes, {"head": (dtype, 4), "tail": (dtype, 4)}, {"copied": (dtype, 4)})
 
 
+def extend_graph(dtype: np.dtype[Any]) -> bytes:
+    """An ONNX model, opset 13: head [b, h, past, d] + tokens `rows` [n] of whole [b, h, total, d] -> copied."""
+    nodes = _node("Gather", ("whole", "rows"), "tail", axis=2) + _node("Concat", ("head", "tail"), "copied", axis=2)
+    return _model(nodes, {"head": (dtype, 4), "whole": (dtype, 4), "rows": (_INT64, 1)}, {"copied": (dtype, 4)})
+
+
 def drop_graph(dtype: np.dtype[Any]) -> bytes:
     """An ONNX model, opset 13: whole [b, h, n, d] -> copied, its tokens from_0..to_0 and from_1..to_1 (each [1])."""
     bounds = dict.fromkeys(("from_0", "to_0", "from_1", "to_1"), (_INT64, 1))

@@ -35,7 +35,8 @@ class Buffers:
         """text: tokens of the prompt. Raises DeviceError when there is too little memory, before asking for any."""
         self._cuda, self._stream, self._plan = cuda, stream, plan
         self._config, self._dtype = config, dtype
-        self.rows, self.steps = max(plan.counts), len(plan.timesteps)
+        (self.steps, self._schedule), *_ = plan.schedules.items()
+        self.rows = max(plan.counts)
         # One row a diffusion step, each at an address that TensorRT takes.
         self.draw_pitch = aligned(size_of((self.rows, config.transformer.token_channels), np.float32))
         self.coefficient_pitch = aligned(size_of((6,), np.float32))
@@ -146,8 +147,8 @@ class Buffers:
         self._cuda.upload(self.at["states"], states.ctypes.data, states.nbytes, self._stream)
         constants = self._sent[2].fill()
         for lot, start in enumerate(self.lots):
-            constants["timesteps"][lot, : self.ahead] = self._plan.timesteps[start : start + self.ahead]
-        constants["coefficients"][:, :6] = self._plan.coefficients
+            constants["timesteps"][lot, : self.ahead] = self._schedule.timesteps[start : start + self.ahead]
+        constants["coefficients"][:, :6] = self._schedule.coefficients
         for upload in self._sent:
             upload.send()
         self.wait()  # `states` ends here

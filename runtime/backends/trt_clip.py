@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from videomar.config import ModelConfig
+from videomar.errors import InputError
 from videomar.graphs import HEAD_CONDITION, HEAD_STEP, TEXT_KEY_VALUES, TRANSFORMER_STEP
 from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.cuda import CaptureRefused, Cuda
@@ -56,7 +57,8 @@ class TrtClip:
     ) -> None:
         """caches: of each pass that a step takes through the transformer; two share the branches of guidance."""
         self._device, self._plan, self._caches, self._finished = device, plan, caches, 0
-        text, self._steps = states.shape[1], len(plan.timesteps)
+        _refuse_dials(plan)
+        text, self._steps = states.shape[1], max(plan.schedules)
         sizes = {
             "branches": plan.branches,
             "tokens": plan.tokens,
@@ -165,7 +167,14 @@ class TrtClip:
     # ---- frames
 
     def step(
-        self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray
+        self,
+        tokens: np.ndarray,
+        masked: np.ndarray,
+        predict: np.ndarray,
+        cos: np.ndarray,
+        sin: np.ndarray,
+        first: int = 0,
+        branches: int | None = None,
     ) -> None:
         plan = self._plan
         self._buffers.send_pass(tokens, masked, predict, cos, sin, plan.slot(self._finished) * plan.tokens)
@@ -199,3 +208,14 @@ class TrtClip:
             self._device.cuda.drain(self._device.stream)
         self._passes = []
         self._stack.close()
+
+
+def _refuse_dials(plan: ClipPlan) -> None:
+    """What this backend has no contexts for: loops of several lengths, a branch by itself, parts of a frame."""
+    for there, options in (
+        (len(plan.schedules) > 1, "--head-steps-end"),
+        (plan.alone, "--guidance-start and --guidance-end"),
+        (len(plan.parts) > 1, "--refresh-every"),
+    ):
+        if there:
+            raise InputError(f"TensorRT's backend does not run {options}; leave it out, or use --backend ort-cuda")

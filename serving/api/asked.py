@@ -85,6 +85,14 @@ def _options(fields: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
         "kv_window": ("kv_window", lambda f, n: whole_number(f, n, 1, limits.frames)),
         "fps": ("fps", lambda f, n: _number(f, n, 0.1, 1000)),
         "fit": ("fit", lambda f, n: _text(f, n, 20) or None),
+        "order": ("order", lambda f, n: _text(f, n, 20) or None),
+        "detail_steps": ("detail_steps", lambda f, n: whole_number(f, n, 1, limits.steps)),
+        "head_steps_end": ("head_steps_end", lambda f, n: whole_number(f, n, 1, limits.head_steps)),
+        "head_anneal": ("head_anneal", lambda f, n: _text(f, n, 20) or None),
+        "guidance_start": ("guidance_start", lambda f, n: _number(f, n, 0, 1)),
+        "guidance_end": ("guidance_end", lambda f, n: _number(f, n, 0, 1)),
+        "refresh_every": ("refresh_every", lambda f, n: whole_number(f, n, 1, limits.steps)),
+        "known_share": ("known_share", lambda f, n: _number(f, n, 0, 1)),
         "max_beta": ("max_beta", lambda f, n: _number(f, n, 1e-6, 1)),
     }
     options: dict[str, Any] = {}

@@ -74,7 +74,7 @@ class FakeClip:
         self.backend, self.text, self.plan, self.number = backend, text, plan, number
         self.past = np.zeros(1)
 
-    def step(self, tokens: Any, masked: Any, predict: Any, cos: Any, sin: Any) -> None:
+    def step(self, tokens: Any, masked: Any, predict: Any, cos: Any, sin: Any, *whole: Any) -> None:
         width = self.backend.config.transformer.width
         self.frame = np.array([tokens.mean() + 0.1 * masked.mean()])
         seen = tokens.mean() + self.past.sum() + self.text

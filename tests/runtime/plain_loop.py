@@ -73,7 +73,7 @@ class PlainClip:
         """Repeat the first row up to the clip's most."""
         return np.concatenate([values, *[values.take([0], axis)] * (self.rows - values.shape[axis])], axis)
 
-    def step(self, tokens: Any, masked: Any, predict: Any, cos: Any, sin: Any) -> None:
+    def step(self, tokens: Any, masked: Any, predict: Any, cos: Any, sin: Any, *whole: Any) -> None:
         backend, plan = self.backend, self.plan
         feeds = {"tokens": np.ascontiguousarray(tokens), "masked": masked, "predict": self.padded(predict)}
         feeds |= {"rope_cos": cos.astype(backend.dtype), "rope_sin": sin.astype(backend.dtype)}
@@ -86,9 +86,10 @@ class PlainClip:
 
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
         run = self.backend.run
-        made = run("head_condition", {"timesteps": self.plan.timesteps, "z": self.z})
+        schedule = self.plan.schedules[len(draws)]
+        made = run("head_condition", {"timesteps": schedule.timesteps, "z": self.z})
         x, draws = self.padded(initial), self.padded(draws, 1)
-        for step, (coefficients, draw) in enumerate(zip(self.plan.coefficients, draws, strict=True)):
+        for step, (coefficients, draw) in enumerate(zip(schedule.coefficients, draws, strict=True)):
             feeds = {"x": x, "step_coefficients": coefficients, "draw": draw}
             feeds |= {f"modulation_{i}": each[step] for i, each in enumerate(made)}
             (x,) = run("head_step", feeds | {"guidance": np.array([guidance], np.float32)})

@@ -38,7 +38,7 @@ from videomar.schedule import DiffusionSchedule, half_tables
 GRID, TOKENS, COUNTS, STEPS = (2, 3), 6, (1, 2, 3), 4
 IDS = np.array([[5, 6, 7, 8, 9, 10]], np.int64)
 SCHEDULE = DiffusionSchedule.respaced(20, STEPS)
-PLAN = ClipPlan(TOKENS, 3, 2, COUNTS, SCHEDULE.timesteps, SCHEDULE.coefficients)
+PLAN = ClipPlan(TOKENS, 3, 2, COUNTS, {len(SCHEDULE.timesteps): SCHEDULE})
 MakeRig = Callable[..., Any]
 
 
@@ -128,7 +128,7 @@ def test_a_forced_z_is_what_the_head_is_given(artifacts: Path) -> None:
     clip.force(other)
     forced = clip.sample(2.0, initial, draws).copy()
     dtype = backend.specs[TRANSFORMER_STEP].outputs[0].dtype
-    feeds = {"z": other.astype(dtype), "timesteps": PLAN.timesteps, "coefficients": PLAN.coefficients}
+    feeds = {"z": other.astype(dtype), "timesteps": SCHEDULE.timesteps, "coefficients": SCHEDULE.coefficients}
     feeds |= {"guidance": np.array([2], np.float32), "initial": initial, "draws": draws}
     np.testing.assert_allclose(forced, graph(artifacts, DIFFUSION_HEAD)(feeds)["sampled"], rtol=1e-5, atol=1e-5)
     assert np.abs(forced - own).max() > 1e-5
@@ -140,7 +140,7 @@ def test_one_graph_equals_the_file_run_by_itself_also_those_that_the_loop_does_n
     backend = open_ort(artifacts)
     dtype = backend.specs[TRANSFORMER_STEP].outputs[0].dtype
     z = np.random.default_rng(0).standard_normal((2, 3, backend.config.transformer.width)).astype(dtype)
-    feeds = {"z": z, "timesteps": PLAN.timesteps}
+    feeds = {"z": z, "timesteps": SCHEDULE.timesteps}
     assert backend.has_graph(HEAD_CONDITION) and not backend.has_graph("dreamer")
     got, expected = backend.run_graph(HEAD_CONDITION, feeds), graph(artifacts, HEAD_CONDITION)(feeds)
     assert got.keys() == expected.keys() and all(np.array_equal(got[n], expected[n]) for n in got)

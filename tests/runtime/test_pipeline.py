@@ -93,7 +93,9 @@ CLIPS = {
 }
 
 
-def reference(model: VideoMAR, pipe: Pipeline, clip: Clip, seed: int, cache: bool) -> tuple[np.ndarray, np.ndarray]:
+def reference(
+    model: VideoMAR, pipe: Pipeline, clip: Clip, seed: int, cache: bool, **dials: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """(latents [channels, t, h, w], pixels [3, frames, height, width]) of PyTorch."""
     image = clip.image.reshape(-1, *clip.image.shape[-3:])
     pixels = torch.from_numpy(np.moveaxis(image, -1, 0)[None].astype(np.float32) / 127.5 - 1)
@@ -107,6 +109,7 @@ def reference(model: VideoMAR, pipe: Pipeline, clip: Clip, seed: int, cache: boo
         temperature=clip.temperature,
         token_clip=model.config.sampling.token_clip,
         max_beta=model.config.sampling.max_beta,
+        **dials,
     )
     system = model.config.text.system_prompt
     ids = torch.from_numpy(pipe.tokenizer(PROMPT))
@@ -169,6 +172,50 @@ def test_emitters_agree_with_each_other(tiny_artifacts: Path, tiny_native: Path,
         with Pipeline.open(directory, threads=1, backend="ort-cpu") as pipe:
             latents.append(pipe(picture(), PROMPT, frames=25).latents)
     assert max(np.abs(other - latents[0]).max() for other in latents[1:]) <= LATENT_TOLERANCE
+
+
+DIALS: dict[str, dict[str, Any]] = {
+    "structure first": {"order": "structure", "detail_steps": 2},
+    "spread": {"order": "spread"},
+    "fewer diffusion steps": {"head_steps_end": 2},
+    "two stages of them": {"head_steps_end": 1, "head_anneal": "two-stage"},
+    "guidance in the middle": {"guidance_start": 0.2, "guidance_end": 0.7},
+    "guidance in the middle, one branch after the other": {
+        "guidance_start": 0.2, "guidance_end": 0.7, "guidance_passes": 2,
+    },
+    "parts of a frame": {"refresh_every": 3},
+    "parts, guidance at the end, a window": {
+        "refresh_every": 9, "known_share": 0.3, "guidance_start": 0.3, "kv_window": 1, "order": "structure",
+        "head_steps_end": 1, "head_anneal": "cosine",
+    },
+    "parts, one branch after the other": {"refresh_every": 4, "guidance_end": 0.8, "guidance_passes": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dials", DIALS.values(), ids=DIALS.keys())
+def test_a_clip_with_dials_is_the_reference_with_them(
+    tiny_model: VideoMAR, pipe: Pipeline, dials: dict[str, Any]
+) -> None:
+    clip = Clip(frames=25, size=(32, 32), mask_steps=8)
+    video = pipe(clip.image, PROMPT, seed=5, **clip.knobs, **dials)
+    latents, _ = reference(
+        tiny_model, pipe, clip, 5, True, **{k: v for k, v in dials.items() if k != "guidance_passes"}
+    )
+    assert np.abs(video.latents - latents).max() <= LATENT_TOLERANCE
+    exact = pipe(clip.image, PROMPT, seed=5, **clip.knobs)
+    assert np.abs(video.latents - exact.latents).max() > 5 * LATENT_TOLERANCE
+
+
+def test_parts_that_are_the_whole_are_exact_up_to_rounding(pipe: Pipeline) -> None:
+    options = {"frames": 25, "height": 16, "width": 16, "mask_steps": 2, "head_steps": 4}
+    whole, parts = (pipe(picture(16, 16), PROMPT, **options, refresh_every=n).latents for n in (1, 3))
+    assert np.abs(whole - parts).max() <= LATENT_TOLERANCE
+
+
+def test_dials_that_are_off_give_the_same_bytes(pipe: Pipeline) -> None:
+    off = {"order": "random", "head_steps_end": 4, "guidance_start": 0.0, "guidance_end": 1.0, "refresh_every": 1}
+    knobs = Clip().knobs
+    assert np.array_equal(pipe(picture(), PROMPT, **knobs).frames, pipe(picture(), PROMPT, **knobs, **off).frames)
 
 
 # ---- seeds and noise

@@ -36,7 +36,10 @@ class Call:
     args: tuple[Any, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
-        names = {"step": ("tokens", "masked", "predict", "cos", "sin"), "sample": ("guidance", "initial", "draws")}
+        names = {
+            "step": ("tokens", "masked", "predict", "cos", "sin", "first", "branches"),
+            "sample": ("guidance", "initial", "draws"),
+        }
         try:
             return self.args[names[self.kind].index(name)]
         except (KeyError, ValueError):
@@ -262,7 +265,9 @@ def test_the_plan_says_all_that_a_backend_has_to_allocate(config: ModelConfig, c
     r = run(config, clip)
     p = r.plan
     assert (p.tokens, p.frames, p.branches) == (clip.tokens, clip.given + clip.new, 1 if clip.scale == 1 else 2)
-    assert p.timesteps.shape == (clip.head_steps,) and p.coefficients.shape == (clip.head_steps, 6)
+    assert [(n, s.timesteps.shape, s.coefficients.shape) for n, s in p.schedules.items()] == [
+        (clip.head_steps, (clip.head_steps,), (clip.head_steps, 6))
+    ]
     assert list(p.counts) == [len(c.predict) for c in r.passes(0)[: clip.mask_steps]]
 
 

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from videomar.config import SamplingConfig
+from videomar.errors import InputError
 from videomar.model.head import ancestral_step
 from videomar.model.transformer import KeyValue
 from videomar.model.videomar import VideoMAR
+from videomar.orders import arrange
 from videomar.schedule import DiffusionSchedule, Noise, rope_tables
 from videomar.steps import ClipSteps, Step
 
@@ -58,13 +60,29 @@ def generate(
         """Finished frames that a frame sees."""
         return [f for f in range(frame) if f == 0 or kv_window is None or f >= frame - kv_window]
 
-    def run(frame: int, x: Tensor, masked: Tensor, past: list[KeyValue] | None) -> tuple[Tensor, list[KeyValue]]:
-        """One pass over frame `frame`; without a cache, over all frames up to it."""
+    def run(step: Step, x: Tensor, masked: Tensor, past: list[KeyValue] | None) -> tuple[Tensor, list[KeyValue]]:
+        """One pass over a frame, or the part of it that `step` computes; without a cache, over all frames up to it.
+
+        Returns z [branches, S, W], of the other positions what was there before.
+        """
+        frame = step.frame
         if cache:
             if past is not None and len(seen(frame)) < past[0][0].shape[2] // tokens:  # frame 1 of those kept falls out
                 past = [tuple(torch.cat([t[:, :, :tokens], t[:, :, 2 * tokens :]], dim=2) for t in kv) for kv in past]
-            x, masked = x.expand(branches, -1, -1), masked.expand(branches, -1)
-            return model.transformer(x, masked, *rope(frame), text, past=past)
+            rows, count = layout[step.part], step.branches
+            z, key_values = model.transformer(
+                x[rows].expand(count, -1, -1),
+                masked[rows].expand(count, -1),
+                *(table[rows] for table in rope(frame)),
+                [(k[:count], v[:count]) for k, v in text],
+                past=current.before(past, step.first, step.computed, count),
+            )
+            current.take(key_values, step.first, step.computed)
+            everywhere = torch.zeros(count, tokens, z.shape[2])
+            everywhere[:, rows] = z
+            return everywhere, key_values
+        if step.computed < tokens:
+            raise InputError("parts of a frame need K/V that stay, expected cache=True; or leave refresh_every at 1")
         everything = torch.cat([*done[:frame], x])
         hidden = torch.cat([torch.zeros(frame * tokens, dtype=torch.bool), masked])
         tables = [torch.cat(parts) for parts in zip(*(rope(f) for f in range(frame + 1)), strict=True)]
@@ -74,26 +92,29 @@ def generate(
         z, _ = model.transformer(
             everything.expand(branches, -1, -1), hidden.expand(branches, -1), *tables, text, mask=may
         )
-        return z[:, -tokens:], []
+        return z[: step.branches, -tokens:], []
 
     past: list[KeyValue] | None = None
     order = x = masked = torch.zeros(0)
     for step in clip.steps:
         f = step.frame
+        if step.index == 0:
+            layout, current = torch.arange(tokens), FrameKeyValues(tokens)
         if step.index == 0 and f >= given:
             x, masked = torch.zeros(tokens, t.token_channels), torch.ones(tokens, dtype=torch.bool)
-            order = torch.from_numpy(noise.order(f, tokens).copy())
+            order = torch.from_numpy(arrange(noise.order(f, tokens), sampling.order, w).copy())
+            layout = order if clip.ordered else layout
         if step.predicted:
-            z, _ = run(f, x, masked, past)
+            z, _ = run(step, x, masked, past)
             predict = order[step.slots]
             drawn = sample_tokens(
                 model,
                 z[:, predict],
                 step.guidance,
                 step.temperature,
-                clip.schedule,
+                clip.schedules[step.head_steps],
                 noise.initial(f, step.index, (step.predicted, t.token_channels)),
-                noise.steps(f, step.index, (sampling.head_steps, step.predicted, t.token_channels)),
+                noise.steps(f, step.index, (step.head_steps, step.predicted, t.token_channels)),
             )
             if step.token_clip is not None:
                 drawn = drawn.clamp(-step.token_clip, step.token_clip)
@@ -101,11 +122,49 @@ def generate(
             if step.finishes:
                 done.append(x)
         elif cache:  # the pass is there for its K/V
-            _, past = run(f, done[f], torch.zeros(tokens, dtype=torch.bool), past)
+            _, past = run(step, done[f], torch.zeros(tokens, dtype=torch.bool), past)
         progress(step)
 
     latents = torch.stack([d.T.unflatten(1, (h, w)) for d in done], dim=1)[None]
     return latents, model.video_tokenizer.decode(latents).clamp(-1, 1)
+
+
+class FrameKeyValues:
+    """K/V of the current frame's positions, whichever pass computed them; what a pass over a part of them sees."""
+
+    def __init__(self, tokens: int) -> None:
+        self._tokens = tokens
+        self._layers: list[KeyValue] = []
+
+    def before(self, past: list[KeyValue] | None, first: int, computed: int, branches: int) -> list[KeyValue] | None:
+        """K/V for a pass over `computed` positions from `first` on: of finished frames and the other positions."""
+        if computed == self._tokens:
+            return past and [(k[:branches], v[:branches]) for k, v in past]
+        others = [self._others(kv, branches, first, computed) for kv in self._layers]
+        if past is None:
+            return others
+        return [
+            (torch.cat([k[:branches], more_k], 2), torch.cat([v[:branches], more_v], 2))
+            for (k, v), (more_k, more_v) in zip(past, others, strict=True)
+        ]
+
+    @staticmethod
+    def _others(kv: KeyValue, branches: int, first: int, computed: int) -> KeyValue:
+        key, value = (torch.cat([t[:branches, :, :first], t[:branches, :, first + computed :]], dim=2) for t in kv)
+        return key, value
+
+    def take(self, key_values: list[KeyValue], first: int, computed: int) -> None:
+        """Remember what a pass computed, the last positions of its K/V."""
+        for i, kv in enumerate(key_values):
+            if i == len(self._layers):
+                self._layers.append(tuple(torch.zeros(*t.shape[:2], self._tokens, t.shape[3]) for t in kv))
+            self._layers[i] = tuple(self._put(o, t, first, computed) for o, t in zip(self._layers[i], kv, strict=True))
+
+    def _put(self, old: Tensor, made: Tensor, first: int, computed: int) -> Tensor:
+        if made.shape[0] > old.shape[0]:  # a branch that was left out so far
+            old = torch.cat([old, torch.zeros_like(old)])
+        old[: made.shape[0], :, first : first + computed] = made[:, :, -computed:]
+        return old
 
 
 def sample_tokens(

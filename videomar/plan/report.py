@@ -85,6 +85,7 @@ def _head(report: Report) -> list[str]:
         f"{r.config.name} on {report.device.title} ({report.device.backend})",
         f"{s.frames} frames of {s.width}x{s.height} ({r.frames} latent frames of {r.tokens} tokens), "
         f"{s.mask_steps} mask steps, {s.head_steps} head steps, guidance {s.guidance_scale:g}",
+        *(f"{name.replace('_', ' ')} {value}" for name, value in s.dials.items()),
         form + "".join(extras),
     ]
 

@@ -6,7 +6,7 @@ Estimates: no Jetson and no GPU was timed. Knows nothing of memory that has to f
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from videomar import graphs
 from videomar.graphs import steps_ahead
@@ -69,44 +69,48 @@ def plan_times(request: Request, device: Device) -> Times:
     def one(name: str) -> float:
         return tape_seconds(made[name], device, launch=device.launch) if name in made else 0.0
 
-    passes = request.branches // request.branches_at_once
-
-    def step(past: int, rows: int) -> float:
-        sizes = Pass(request.branches_at_once, request.tokens, past * request.tokens, request.text_tokens, rows)
+    @cache
+    def step(seen: int, rows: int, part: int, branches: int) -> float:
+        """A pass that computes `part` of a frame's positions, after `seen` finished frames."""
+        at_once = min(branches, request.branches_at_once)
+        past = (seen + 1) * request.tokens - part
+        sizes = Pass(at_once, part, past, request.text_tokens, min(rows, part))
         tape = Step(request.config.transformer, sizes, Tape(mode(request, backend), fused), request.emitter == "native")
-        return passes * tape_seconds(tape.write(), device, int8)
+        return branches // at_once * tape_seconds(tape.write(), device, int8)
 
-    def loop(rows: int) -> float:
+    @cache
+    def loop(rows: int, steps: int, branches: int) -> float:
         c, width = request.config, Tape(mode(request, backend), fused)
-        both = request.branches * rows
-        ahead = steps_ahead(c.head, both, sampling.head_steps, width.width)
-        lots = -(-sampling.head_steps // ahead)
+        both = branches * rows
+        ahead = steps_ahead(c.head, both, steps, width.width)
+        lots = -(-steps // ahead)
         before = lots * tape_seconds(head_condition(c.head, c.transformer, both, ahead, width), device)
         each = head_step(c.head, c.transformer, both, rows, Tape(width.mode, fused))
-        return before + sampling.head_steps * tape_seconds(each, device)
+        return before + steps * tape_seconds(each, device)
 
     # Shapes never change inside a clip on an engine: every step takes as many rows as the largest. The transformer's
     # time hardly depends on them, so one pass stands for all that see as many finished frames.
     rows = max(request.counts) if fused else max(1, round(request.tokens / sampling.mask_steps))
-    head = {n: loop(rows if fused else n) for n in set(request.counts)}
     clip, seen = request.clip, request.seen
-    of_past = {past: step(past, rows) for past in range(seen + 1)}
     transformer, heads = dict.fromkeys(range(request.frames), 0.0), dict.fromkeys(range(request.frames), 0.0)
     for each in clip.steps:
-        transformer[each.frame] += of_past[min(each.frame, seen)]
-        heads[each.frame] += head[each.predicted] if each.predicted else 0.0
+        transformer[each.frame] += step(min(each.frame, seen), rows, each.computed, each.branches)
+        if each.predicted:
+            heads[each.frame] += loop(rows if fused else each.predicted, each.head_steps, each.branches)
     first, last = clip.shape.given, request.frames - 1
     decoding = one(graphs.TOKENIZER_DECODER)
     text, encoding = one(graphs.TEXT_ENCODER) + one(graphs.TEXT_KEY_VALUES), one(graphs.TOKENIZER_ENCODER)
     prefill = sum(transformer[f] for f in range(first))
-    masking = sampling.mask_steps * of_past[min(first, seen)]
+    masking = sum(
+        step(min(first, seen), rows, s.computed, s.branches) for s in clip.steps if s.frame == first and s.predicted
+    )
     return Times(
         text=text,
         encoder=encoding,
         transformer=sum(transformer.values()),
         heads=sum(heads.values()),
         decoder=decoding * request.frames,
-        step=of_past[seen],
+        step=step(seen, rows, request.tokens, request.branches),
         head=heads[last] / sampling.mask_steps,
         frame=transformer[last] + heads[last],
         first=text + encoding + prefill + masking + heads[first] + decoding * (first + 1),
