@@ -16,7 +16,7 @@ from videomar.calibration.overflow import FP16_MOST
 from videomar.calibration.pays import advice, elsewhere
 from videomar.errors import InputError
 from videomar.fields import Fields
-from videomar.options import sampling_options
+from videomar.options import sampling_of, sampling_options
 from videomar.runtime.system import System
 
 _BAR = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed} passed, {remaining} left]"
@@ -76,7 +76,7 @@ def _clips(args: argparse.Namespace) -> list[CalibrationClip]:
             raise InputError(
                 f"--demo is for models of the demo world, {args.directory} holds {config.name}; give --clips"
             )
-        sampling = config.sampling.but(**sampling_options(args))
+        sampling = sampling_of(config.sampling, args)
         clips += demo_clips(args.demo, args.given, sampling.height, sampling.width)
     return clips
 

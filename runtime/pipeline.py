@@ -14,6 +14,7 @@ from videomar.artifacts import MANIFEST, read_manifest, require_graphs
 from videomar.config import ModelConfig, SamplingConfig, SamplingOptions
 from videomar.errors import ArtifactError, InputError
 from videomar.onnx_interface import verify_graphs
+from videomar.quality import EXACT, at_quality
 from videomar.runtime.backends.base import Backend
 from videomar.runtime.backends.choose import choose
 from videomar.runtime.clip import ClipRun
@@ -102,11 +103,12 @@ class Pipeline:
         seed: int = 0,
         sampling: SamplingConfig | None = None,
         noise: Noise | None = None,
+        quality: str = EXACT,
         progress: Progress = lambda step: None,
         **options: Unpack[SamplingOptions],
     ) -> Video:
         """Generate a whole clip; arguments as of `start`. progress: told every step that has run."""
-        with self.start(image, prompt, seed=seed, sampling=sampling, noise=noise, **options) as run:
+        with self.start(image, prompt, seed=seed, sampling=sampling, noise=noise, quality=quality, **options) as run:
             frames = list(_reporting(run, progress))
             run.timing.finish()
             return Video(np.concatenate(frames), np.stack(run.latents, axis=1), run.timing, run.clip.sampling.fps)
@@ -119,11 +121,12 @@ class Pipeline:
         seed: int = 0,
         sampling: SamplingConfig | None = None,
         noise: Noise | None = None,
+        quality: str = EXACT,
         progress: Progress = lambda step: None,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[np.ndarray]:
         """Yield pixel frames [height, width, 3] uint8 as soon as they can be seen, given ones first; see `start`."""
-        with self.start(image, prompt, seed=seed, sampling=sampling, noise=noise, **options) as run:
+        with self.start(image, prompt, seed=seed, sampling=sampling, noise=noise, quality=quality, **options) as run:
             for frames in _reporting(run, progress):
                 yield from frames
 
@@ -135,20 +138,22 @@ class Pipeline:
         seed: int = 0,
         sampling: SamplingConfig | None = None,
         noise: Noise | None = None,
+        quality: str = EXACT,
         **options: Unpack[SamplingOptions],
     ) -> ClipRun:
         """A clip that is advanced a step at a time; several may be open and take turns.
 
         image: a picture file, [height, width, 3] uint8 (image to video), or [1 + 8k, height, width, 3] (video to
         video), made the clip's size as `fit` says. prompt: a sentence, or what `embed` made of one. sampling: every
-        option, the model's own defaults if None; `options` change single ones. noise: replaces the one that `seed`
+        option, the model's own defaults if None; quality: a level of videomar.quality, whose dials change some of them;
+        `options` change single ones. noise: replaces the one that `seed`
         gives, so that several backends get identical bits.
         Raises InputError or ConfigError for anything that does not fit, before anything is run.
         """
         if not self._open:
             raise InputError("this pipeline is closed, expected an open one; open the directory again")
         given = self._given(image)
-        sampling = (self.config.sampling if sampling is None else sampling).but(**options)
+        sampling = at_quality(self.config.sampling if sampling is None else sampling, quality).but(**options)
         ClipSteps.of(self.config, sampling, len(given))  # refuses what cannot be
         text = prompt.states if isinstance(prompt, PromptEmbedding) else self.tokenizer(prompt)
         if self._memory:

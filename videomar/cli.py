@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from videomar.errors import InputError, UserError
-from videomar.options import Run, parser, sampling_options
+from videomar.options import Run, parser, sampling_of
 from videomar.stopping import Stopped, stoppable
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def generate(args: argparse.Namespace) -> int:
         prompt = args.prompt
         if args.text_embeddings is not None:
             prompt = PromptEmbedding.load(args.text_embeddings, pipe.config.text)
-        sampling = pipe.config.sampling.but(**sampling_options(args))
+        sampling = sampling_of(pipe.config.sampling, args)
         given, earlier = _given(args, pipe.config.sampling.fps, sampling)
         run = stack.enter_context(pipe.start(given, prompt, seed=args.seed, sampling=sampling))
         bar = tqdm(total=len(run.steps), unit="step", leave=False, delay=2, disable=None, bar_format=_BAR)
@@ -275,6 +275,7 @@ def evaluate(args: argparse.Namespace) -> int:
                 frames=args.frames,
                 size=args.size,
                 given=args.given,
+                sampling=sampling_of(pipe.config.sampling, args),
             )
     print("\n".join(as_text(figures)))
     if args.json:  # last, so that a disk that refuses does not take the figures with it

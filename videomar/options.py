@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from videomar.config import ANNEALS, FITS, ORDERS, SamplingConfig, SamplingOptions
+from videomar.quality import EXACT, LEVELS, at_quality
 
 Run = Callable[[argparse.Namespace], int]
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "ort-trt", "trt", "trt-rtx")  # choose.py's, without importing numpy for -h
@@ -106,6 +107,7 @@ def _sampling(p: argparse.ArgumentParser) -> None:
         help="bound on tokens after the first generated frame; 0: none",
     )
     add("--kv-window", type=_COUNT, help="latent frames seen besides the first (default: all)")
+    _quality(p)
     add("--order", choices=ORDERS, help="positions of a frame: random (default, the paper's), structure first, spread")
     add("--detail-steps", type=_COUNT, help="with --order structure: mask steps for the second half of the positions")
     add("--head-steps-end", type=_COUNT, help="diffusion steps go down to this over a frame (default: --head-steps)")
@@ -120,6 +122,10 @@ def _sampling(p: argparse.ArgumentParser) -> None:
         choices=(1, 2),
         help="2: one branch at a time, with half the K/V (default: 2 where only that fits the memory)",
     )
+
+
+def _quality(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--quality", choices=LEVELS, default=EXACT, help="a set of the dials below (default exact: none)")
 
 
 def _serving(p: argparse.ArgumentParser) -> None:
@@ -184,6 +190,11 @@ def sampling_options(args: argparse.Namespace) -> SamplingOptions:
     """What the command line says of a generation, for `SamplingConfig.but`."""
     names = (field.name for field in dataclasses.fields(SamplingConfig))
     return cast(SamplingOptions, {name: getattr(args, name) for name in names if hasattr(args, name)})
+
+
+def sampling_of(own: SamplingConfig, args: argparse.Namespace) -> SamplingConfig:
+    """The model's own options with those of the command line: a level's dials first, then single ones."""
+    return at_quality(own, getattr(args, "quality", EXACT)).but(**sampling_options(args))
 
 
 def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
@@ -372,6 +383,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--frames", type=_COUNT, default=17)
     p.add_argument("--size", type=_PIXELS, default=64, help="pixels, both ways")
     p.add_argument("--given", type=_COUNT, default=1, help="conditioning frames, 1 + 8k")
+    _quality(p)
     p.add_argument("--json", type=Path, help="write the figures there too")
     p.add_argument("--threads", type=_THREADS)
     p.add_argument("--backend", choices=BACKENDS, default="auto")

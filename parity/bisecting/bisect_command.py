@@ -12,7 +12,8 @@ from contextlib import ExitStack
 from tqdm import tqdm
 
 from videomar.artifacts import atomic_write
-from videomar.options import sampling_options
+from videomar.errors import InputError
+from videomar.options import sampling_of
 from videomar.parity.bisecting.bisect import bisect
 from videomar.parity.bisecting.conclusion import as_data, as_text, conclude
 from videomar.parity.cases import make_cases
@@ -28,7 +29,12 @@ def run(args: argparse.Namespace) -> int:
         require_comparable([a, b])
         for side in (a, b):
             print(f"{side.directory}: {side.why}")
-        sampling = a.config.sampling.but(**sampling_options(args))
+        sampling = sampling_of(a.config.sampling, args)
+        if sampling.refresh_every > 1:
+            raise InputError(
+                f"refresh every is {sampling.refresh_every}, expected 1: bisect follows passes over whole frames; "
+                "leave out --refresh-every and --quality"
+            )
         shape = (sampling.frames, sampling.height, sampling.width)
         cases = make_cases(a.config, args.image, args.prompt, args.cases, args.seed, *shape)
         for case in cases:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from videomar.artifacts import atomic_write
 from videomar.config import SamplingConfig
 from videomar.errors import InputError
-from videomar.options import sampling_options
+from videomar.options import sampling_of
 from videomar.parity.cases import Case, make_cases
 from videomar.parity.comparing.ladder import Ladder, Shown, climb
 from videomar.parity.comparing.results import Data, as_data
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
         reference, others = sides[0], labelled(sides[1:])
         for side in sides:
             print(f"{side.directory}: {side.why}")
-        sampling = reference.config.sampling.but(**sampling_options(args))
+        sampling = sampling_of(reference.config.sampling, args)
         cases = make_cases(
             reference.config,
             args.image,

@@ -16,7 +16,7 @@ from videomar.artifacts import Manifest, up_to_date, write_directory, write_mani
 from videomar.config import SamplingConfig
 from videomar.errors import InputError
 from videomar.graphs import GRAPHS
-from videomar.options import sampling_options
+from videomar.options import sampling_of
 from videomar.parity.cases import Case, make_cases
 from videomar.parity.comparing.compare import BAR
 from videomar.parity.environment import environment
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     with open_subject(args.directory, args.threads, args.backend) as side:
         manifest = _recordable(side)
         stride = side.config.tokenizer.temporal_stride
-        sampling = side.config.sampling.but(frames=1 + 2 * stride).but(**sampling_options(args))
+        sampling = sampling_of(side.config.sampling.but(frames=1 + 2 * stride), args)
         images, prompts = ([args.image] if args.image else []), ([args.prompt] if args.prompt else [])
         (case,) = make_cases(
             side.config, images, prompts, 1, args.seed, sampling.frames, sampling.height, sampling.width

@@ -15,6 +15,7 @@ from typing import Any
 
 from videomar.config import ModelConfig, SamplingConfig
 from videomar.errors import UserError
+from videomar.quality import EXACT, at_quality
 from videomar.serving.api.errors import ApiError
 from videomar.serving.settings import Limits
 
@@ -56,7 +57,8 @@ def read(
             raise ApiError(400, "seconds and num_frames are both given, expected one of them", "seconds", "conflict")
         options["frames"] = _frames(seconds, options.get("fps", (default or config.sampling).fps), config, limits)
     try:
-        sampling = (default or config.sampling).but(**options)
+        level = _text(fields, "quality", 20) or EXACT
+        sampling = at_quality(default or config.sampling, level).but(**options)
     except UserError as error:
         raise ApiError(400, str(error), code="invalid_value") from None
     return Asked(
@@ -104,7 +106,7 @@ def _options(fields: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
 
 
 OPTIONS = {f.name for f in dataclasses.fields(SamplingConfig)}
-KNOWN = OPTIONS | {"num_frames", "model", "prompt", "seed", "size", "seconds", "given", "extend"}
+KNOWN = OPTIONS | {"num_frames", "model", "prompt", "seed", "size", "seconds", "given", "extend", "quality"}
 
 
 def _wrong(name: str, value: Any, expected: str) -> ApiError:

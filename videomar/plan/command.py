@@ -12,7 +12,7 @@ from videomar.artifacts import MANIFEST, atomic_write, read_manifest
 from videomar.checkpoint import CONFIG, read_config
 from videomar.config import PRESETS, ModelConfig
 from videomar.errors import InputError
-from videomar.options import sampling_options
+from videomar.options import sampling_of
 from videomar.plan.devices import LOCAL, Device, device
 from videomar.plan.report import as_data, as_svg, as_text, make_report
 from videomar.plan.request import Request
@@ -41,11 +41,10 @@ def read_model(source: str) -> tuple[ModelConfig, dict[str, Any]]:
 def read_request(args: argparse.Namespace) -> Request:
     """What the options ask for; what they leave open is the model's default, and FP16 portable graphs."""
     config, known = read_model(args.source)
-    options = sampling_options(args)
     fields = known | {k: getattr(args, k) for k in ("precision", "emitter", "cache_tokens") if getattr(args, k)}
     return Request(
         config,
-        config.sampling.but(**options),
+        sampling_of(config.sampling, args),
         given=args.given,
         text_embeddings=args.text_embeddings is not None,
         **fields,
