@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from videomar.config import DEMO
+from videomar.quality import at_quality
 from videomar.serving.api.asked import Asked, read
 from videomar.serving.api.errors import ApiError
 from videomar.serving.settings import Limits
@@ -33,6 +34,13 @@ def test_a_forms_strings_and_jsons_values_are_the_same() -> None:
     assert asked(**values, seed=1) == asked(**texts, seed="1")
     sampling = asked(**values).sampling
     assert (sampling.frames, sampling.mask_steps, sampling.guidance_ramp) == (25, 4, False)
+
+
+def test_a_level_comes_first_and_single_dials_change_it() -> None:
+    fast = asked(quality="fast").sampling
+    assert fast.dials and fast == at_quality(DEMO.sampling, "fast")
+    changed = asked(quality="fast", refresh_every="1", order="spread").sampling
+    assert changed == fast.but(refresh_every=1, order="spread")
 
 
 def test_a_size_is_width_by_height() -> None:
@@ -75,6 +83,9 @@ MISTAKES = [
     ("model", {"model": "sora-2"}),
     ("frame", {"frame": 17}),
     ("head_steps", {"head_steps": 5000}),
+    ("guidance_end", {"guidance_end": 2}),
+    (None, {"quality": "best"}),
+    (None, {"known_share": 0.5}),
     (None, {"kv_window": 0.5, "max_beta": 1}),
 ]
 
