@@ -5,11 +5,12 @@ Knows nothing of files, encodings or how a backend runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import numpy as np
 
+from videomar.config import SamplingConfig
 from videomar.errors import InputError
 from videomar.runtime.backends.base import Backend, Decoder
 from videomar.runtime.media import to_frames
@@ -26,10 +27,20 @@ class ClipRun:
     """
 
     def __init__(
-        self, backend: Backend, clip: ClipSteps, pixels: np.ndarray, text: np.ndarray, noise: Noise, timing: Timing
+        self,
+        backend: Backend,
+        clip: ClipSteps,
+        pixels: np.ndarray,
+        text: np.ndarray,
+        noise: Noise,
+        timing: Timing,
+        others: Sequence[ClipSteps] = (),
     ) -> None:
-        """pixels: [1, 3, frames, height, width] float32, those given; text: ids [1, P] int64, or the text states."""
-        self.clip, self.timing = clip, timing
+        """pixels: [1, 3, frames, height, width] float32, those given; text: ids [1, P] int64, or the text states.
+
+        others: what `change` may ask for.
+        """
+        self.clip, self.timing, self._others = clip, timing, others
         self._backend, self._pixels, self._text, self._noise = backend, pixels, text, noise
         self._sampler: Sampler | None = None
         self._decoder: Decoder | None = None
@@ -75,13 +86,26 @@ class ClipRun:
             self.timing.mark_first_frame()
         return frames
 
+    def change(self, sampling: SamplingConfig) -> int:
+        """Go on with other dials from the next latent frame that is begun; its number. A frame is never broken.
+
+        Raises InputError for what was not among `others`.
+        """
+        if sampling != self.clip.sampling and all(sampling != other.sampling for other in self._others):
+            raise InputError("this clip was not begun for these dials, expected some of those that it may change to")
+        frame = next((s.frame for s in self.left if s.index == 0 and not s.known), self.clip.shape.frames)
+        self.clip = self.clip.then(frame, sampling)
+        if self._sampler is not None:
+            self._sampler.clip = self.clip
+        return frame
+
     def _begin(self) -> Sampler:
         backend, timing = self._backend, self.timing
         with timing.stage("text"):
             states = self._text if self._text.ndim == 3 else backend.encode_text(self._text)
         with timing.stage("encoder"):
             latents = backend.encode(self._pixels)[0]
-        sampler = Sampler(backend, self.clip, states, latents, self._noise, timing)
+        sampler = Sampler(backend, self.clip, states, latents, self._noise, timing, self._others)
         self._stack.callback(sampler.close)
         return sampler
 

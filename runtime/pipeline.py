@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,6 +139,7 @@ class Pipeline:
         sampling: SamplingConfig | None = None,
         noise: Noise | None = None,
         quality: str = EXACT,
+        others: Sequence[SamplingConfig] = (),
         **options: Unpack[SamplingOptions],
     ) -> ClipRun:
         """A clip that is advanced a step at a time; several may be open and take turns.
@@ -146,8 +147,8 @@ class Pipeline:
         image: a picture file, [height, width, 3] uint8 (image to video), or [1 + 8k, height, width, 3] (video to
         video), made the clip's size as `fit` says. prompt: a sentence, or what `embed` made of one. sampling: every
         option, the model's own defaults if None; quality: a level of videomar.quality, whose dials change some of them;
-        `options` change single ones. noise: replaces the one that `seed`
-        gives, so that several backends get identical bits.
+        `options` change single ones. noise: replaces the one that `seed` gives, so that several backends get identical
+        bits. others: options that the clip may change to while it is made.
         Raises InputError or ConfigError for anything that does not fit, before anything is run.
         """
         if not self._open:
@@ -160,7 +161,9 @@ class Pipeline:
             sampling = self._memory.require(sampling, len(given), text.shape[1], isinstance(prompt, PromptEmbedding))
         pixels = to_pixels(fit(given, sampling.height, sampling.width, sampling.fit))
         clip = ClipSteps.of(self.config, sampling, len(given))
-        return ClipRun(self.backend, clip, pixels, text, SeededNoise(seed) if noise is None else noise, Timing())
+        chance = SeededNoise(seed) if noise is None else noise
+        instead = [ClipSteps.of(self.config, other, len(given)) for other in others]
+        return ClipRun(self.backend, clip, pixels, text, chance, Timing(), instead)
 
     def embed(self, prompt: str) -> PromptEmbedding:
         """A prompt's text states, to be given instead of the prompt to this model anywhere; raises InputError."""

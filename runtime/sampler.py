@@ -5,7 +5,7 @@ What a step does stands in the step list (videomar/steps.py). Knows nothing of d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
 import numpy as np
@@ -23,10 +23,20 @@ class Sampler:
     """State of one clip: its current frame's tokens, and on the backend K/V and buffers, taken at the first step."""
 
     def __init__(
-        self, backend: Backend, clip: ClipSteps, states: np.ndarray, given: np.ndarray, noise: Noise, timing: Timing
+        self,
+        backend: Backend,
+        clip: ClipSteps,
+        states: np.ndarray,
+        given: np.ndarray,
+        noise: Noise,
+        timing: Timing,
+        others: Sequence[ClipSteps] = (),
     ) -> None:
-        """states: of `Backend.encode_text`; given: [channels, t, h, w] float32, scaled latents to continue."""
-        self.clip, self.done = clip, 0  # steps that have run
+        """states: of `Backend.encode_text`; given: [channels, t, h, w] float32, scaled latents to continue.
+
+        others: what `clip`, which may be replaced between two frames, may become.
+        """
+        self.clip, self.done, self._others = clip, 0, others  # done: steps that have run
         self._backend, self._states, self._given, self._noise, self._timing = backend, states, given, noise, timing
         self._device: Clip | None = None
         self._x: np.ndarray = np.zeros((0, 0), np.float32)  # the frame's tokens, [S, C]
@@ -43,7 +53,7 @@ class Sampler:
         """Run the next step; the latent frame that it finishes, [channels, h, w] float32, or None."""
         if self._device is None:
             with self._timing.stage("text"):
-                self._device = self._backend.begin(self._states, ClipPlan.of(self.clip))
+                self._device = self._backend.begin(self._states, ClipPlan.of(self.clip, self._others))
         step = self.clip.steps[self.done]
         if step.index == 0:
             self._enter(step)
@@ -63,14 +73,14 @@ class Sampler:
         else:
             self._x = np.zeros((shape.tokens, len(self._given)), np.float32)
             random = self._noise.order(step.frame, shape.tokens)
-            self._order = arrange(random, self.clip.sampling.order, shape.columns)
-            self._layout = self._order if self.clip.ordered else self._layout
+            self._order = arrange(random, self.clip.at(step.frame).order, shape.columns)
+            self._layout = self._order if self.clip.ordered(step.frame) else self._layout
 
     def _run(self, step: Step, device: Clip) -> None:
         predict, rows = self._order[step.slots], self._layout[step.part]
         at = np.zeros(1, np.int64)  # any row: nobody reads it
         if step.predicted:
-            at = np.arange(step.known, step.slots.stop) - step.first if self.clip.ordered else predict
+            at = np.arange(step.known, step.slots.stop) - step.first if self.clip.ordered(step.frame) else predict
         cos, sin = self._tables
         with self._timing.stage("transformer"):
             device.step(self._x[rows], self._masked[rows], at, cos[rows], sin[rows], step.first, step.branches)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from videomar.errors import InputError, UserError
-from videomar.options import Run, parser, sampling_of
+from videomar.options import Run, levels_of, parser, sampling_of
 from videomar.stopping import Stopped, stoppable
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from videomar.config import SamplingConfig
     from videomar.runtime.clip import ClipRun
+    from videomar.runtime.deadline import Deadline
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,6 +155,7 @@ def generate(args: argparse.Namespace) -> int:
     """Continue a picture or clip and write a video."""
     from tqdm import tqdm
 
+    from videomar.runtime.deadline import start as in_time
     from videomar.runtime.embedding import PromptEmbedding
     from videomar.runtime.media import write_pictures, write_video
     from videomar.runtime.pipeline import Pipeline
@@ -169,18 +171,24 @@ def generate(args: argparse.Namespace) -> int:
     options["whole_prompt"] = args.whole_prompt
     with ExitStack() as stack:
         stack.enter_context(_noting(args))
-        pipe = stack.enter_context(Pipeline.open(args.directory, lean=True, **options))
+        pipe = stack.enter_context(Pipeline.open(args.directory, lean=args.deadline is None, **options))
         print(pipe.why)
         prompt = args.prompt
         if args.text_embeddings is not None:
             prompt = PromptEmbedding.load(args.text_embeddings, pipe.config.text)
         sampling = sampling_of(pipe.config.sampling, args)
         given, earlier = _given(args, pipe.config.sampling.fps, sampling)
-        run = stack.enter_context(pipe.start(given, prompt, seed=args.seed, sampling=sampling))
+        if args.deadline is None:
+            deadline, run = None, pipe.start(given, prompt, seed=args.seed, sampling=sampling)
+        else:
+            run, deadline = in_time(
+                pipe, given, prompt, args.deadline, levels_of(pipe.config.sampling, args), args.seed
+            )
+        stack.enter_context(run)
         bar = tqdm(total=len(run.steps), unit="step", leave=False, delay=2, disable=None, bar_format=_BAR)
         joined = count()
         before = (frame for frame, _ in zip(earlier, joined, strict=False))
-        frames = chain(before, _shown(run, stack.enter_context(bar)))
+        frames = chain(before, _shown(run, stack.enter_context(bar), deadline))
         if as_video:
             write_video(args.output, frames, run.clip.sampling.fps)
         else:
@@ -193,6 +201,8 @@ def generate(args: argparse.Namespace) -> int:
     )
     spent = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in timing.seconds.items())
     print(f"time in {spent}, rest {total - sum(timing.seconds.values()):.2f} s")
+    if deadline is not None:
+        print(deadline.told())
     _print_peak_memory()
     return 0
 
@@ -217,12 +227,16 @@ def _given(
     return excerpt.frames, before
 
 
-def _shown(run: ClipRun, bar: tqdm[NoReturn]) -> Iterator[np.ndarray]:
+def _shown(run: ClipRun, bar: tqdm[NoReturn], deadline: Deadline | None) -> Iterator[np.ndarray]:
     """The pixel frames of a clip as they are ready, under a progress bar."""
-    for step in run.steps:
+    while not run.finished:
+        step = run.left[0]
         bar.set_description(f"latent frame {step.frame + 1} of {run.clip.shape.frames}", refresh=False)
         frames = run.advance()
         bar.update()
+        if deadline is not None:
+            deadline.done(step, run)
+            bar.total = len(run.steps)
         if frames is not None:
             yield from frames
     run.timing.finish()

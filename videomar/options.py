@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from videomar.config import ANNEALS, FITS, ORDERS, SamplingConfig, SamplingOptions
+from videomar.errors import InputError
 from videomar.quality import EXACT, LEVELS, at_quality
 
 Run = Callable[[argparse.Namespace], int]
@@ -197,6 +198,13 @@ def sampling_of(own: SamplingConfig, args: argparse.Namespace) -> SamplingConfig
     return at_quality(own, getattr(args, "quality", EXACT)).but(**sampling_options(args))
 
 
+def levels_of(own: SamplingConfig, args: argparse.Namespace) -> dict[str, SamplingConfig]:
+    """Every level of quality with the command line's single dials; raises InputError where one level is asked for."""
+    if args.quality != EXACT:
+        raise InputError(f"--deadline chooses the level itself, got --quality {args.quality}; give one of the two")
+    return {level: at_quality(own, level).but(**sampling_options(args)) for level in LEVELS}
+
+
 def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     """The whole command line; `runs` maps every sub-command to its function."""
     whole = Parser(prog="videomar", description="Run VideoMAR outside PyTorch.")
@@ -289,6 +297,9 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--text-embeddings", type=Path, help="instead of --prompt: a file of `videomar embed`")
     p.add_argument("-o", "--output", type=Path, required=True, help="an .mp4, or a directory for PNG frames")
     _sampling(p)
+    p.add_argument(
+        "--deadline", type=_number(0.01, 10**6), metavar="SECONDS", help="the best level that is done in time"
+    )
     p.add_argument("--seed", type=_SEED, default=0)
     p.add_argument("--fps", type=_number(0.1, 1000), default=argparse.SUPPRESS, help="(default: the model's)")
     p.add_argument("--no-memory-check", action="store_true", help="try even if the plan says that memory is short")

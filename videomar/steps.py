@@ -6,10 +6,10 @@ place in a frame's random order, which the noise draws when the frame begins.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
-from videomar.config import ModelConfig, SamplingConfig
+from videomar.config import DIALS, ModelConfig, SamplingConfig
 from videomar.errors import InputError
 from videomar.schedule import (
     DiffusionSchedule,
@@ -128,6 +128,7 @@ class ClipSteps:
     config: ModelConfig
     sampling: SamplingConfig
     shape: ClipShape
+    later: tuple[tuple[int, SamplingConfig], ...] = ()  # latent frame -> options from there on, in order
 
     def __post_init__(self) -> None:
         _ = self.steps, self.schedules
@@ -137,6 +138,18 @@ class ClipSteps:
         """The clip that continues `given` pixel frames."""
         return ClipSteps(config, sampling, clip_shape(config, sampling, given))
 
+    def then(self, frame: int, sampling: SamplingConfig) -> ClipSteps:
+        """The clip with other dials from a latent frame on; raises InputError where more than steps would change."""
+        steps = {"mask_steps", "head_steps", *DIALS}
+        same = {f.name for f in fields(SamplingConfig)} - steps
+        if changed := sorted(name for name in same if getattr(sampling, name) != getattr(self.sampling, name)):
+            raise InputError(f"{changed[0]} cannot change inside a clip, expected other dials alone")
+        return replace(self, later=(*(each for each in self.later if each[0] < frame), (frame, sampling)))
+
+    def at(self, frame: int) -> SamplingConfig:
+        """The options of a latent frame."""
+        return next((sampling for begin, sampling in reversed(self.later) if begin <= frame), self.sampling)
+
     @cached_property
     def schedules(self) -> dict[int, DiffusionSchedule]:
         """The numbers of the diffusion steps, by how many of them there are."""
@@ -144,10 +157,9 @@ class ClipSteps:
         train, beta = self.config.head.train_steps, self.sampling.max_beta
         return {count: DiffusionSchedule.respaced(train, count, beta) for count in made}
 
-    @property
-    def ordered(self) -> bool:
+    def ordered(self, frame: int) -> bool:
         """Whether a new frame's tokens are computed in its random order, so that parts of it lie together."""
-        return self.sampling.refresh_every > 1
+        return self.at(frame).refresh_every > 1
 
     @cached_property
     def steps(self) -> tuple[Step, ...]:
@@ -156,9 +168,10 @@ class ClipSteps:
         A given frame takes one pass that keeps its K/V. A new one takes the mask steps and, unless it is the last, one
         more pass over its finished tokens that keeps theirs.
         """
-        tokens, left = self.shape.tokens, self._left()
+        tokens = self.shape.tokens
         steps = [self._step(frame, 0, tokens, 0) for frame in range(self.shape.given)]
         for frame in range(self.shape.given, self.shape.frames):
+            left = self._left(self.at(frame))
             for index, (before, still) in enumerate(zip([tokens, *left], left, strict=False)):
                 step = self._step(frame, index, tokens - before, before - still)
                 steps.append(self._partial(step, steps[-1]) if index else step)
@@ -166,16 +179,16 @@ class ClipSteps:
                 steps.append(self._step(frame, len(left), tokens, 0))
         return tuple(steps)
 
-    def _left(self) -> list[int]:
+    def _left(self, sampling: SamplingConfig) -> list[int]:
         """Positions that are masked after each mask step."""
-        tokens, sampling = self.shape.tokens, self.sampling
+        tokens = self.shape.tokens
         if sampling.detail_steps is None:
             return masked_after_steps(tokens, sampling.mask_steps)
         return masked_after_halves(tokens, sampling.mask_steps, sampling.detail_steps)
 
     def _step(self, frame: int, index: int, known: int, predicted: int) -> Step:
         """A step that computes the whole frame."""
-        sampling, tokens = self.sampling, self.shape.tokens
+        sampling, tokens = self.at(frame), self.shape.tokens
         new, still = frame - self.shape.given, tokens - known - predicted
         guided = not predicted or sampling.guided(index)
         scale = guidance_at(sampling.guidance_scale, still, tokens, sampling.guidance_ramp)
@@ -188,13 +201,13 @@ class ClipSteps:
             temperature=temperature_at(max(0, new), sampling.temperature),
             token_clip=sampling.token_clip if new > 0 else None,
             finishes=not still and (predicted > 0 or new < 0),
-            head_steps=self._head_steps(index) if predicted else 0,
+            head_steps=self._head_steps(sampling, index) if predicted else 0,
             branches=sampling.branches if guided else 1,
             computed=tokens,
         )
 
-    def _head_steps(self, index: int) -> int:
-        s = self.sampling
+    @staticmethod
+    def _head_steps(s: SamplingConfig, index: int) -> int:
         return head_steps_at(index, s.mask_steps, s.head_steps, s.head_steps_end, s.head_anneal)
 
     def _partial(self, step: Step, before: Step) -> Step:
@@ -202,7 +215,7 @@ class ClipSteps:
 
         Whole when its turn has come, and where a branch comes back that knows nothing of what was predicted meanwhile.
         """
-        sampling, tokens = self.sampling, self.shape.tokens
+        sampling, tokens = self.at(step.frame), self.shape.tokens
         if step.index % sampling.refresh_every == 0 or step.branches > before.branches:
             return step
         unit = -(-tokens // PARTS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import numpy as np
@@ -24,36 +25,42 @@ class ClipPlan:
     window: int | None = None  # finished frames that are seen besides the first; None: all
     passes: int = 1  # 2: the branches go through the transformer one after the other, with half the K/V each
     steps: tuple[Step, ...] = ()  # as they will come: what to allocate for; a backend does what it is told
+    instead: tuple[Step, ...] = ()  # steps that may come instead of some of these
 
     @staticmethod
-    def of(clip: ClipSteps) -> ClipPlan:
-        """The plan of a clip's steps."""
+    def of(clip: ClipSteps, others: Sequence[ClipSteps] = ()) -> ClipPlan:
+        """The plan of a clip's steps, and of those that it may get instead."""
         return ClipPlan(
             tokens=clip.shape.tokens,
             frames=clip.shape.frames,
             branches=clip.sampling.branches,
-            counts=clip.counts,
-            schedules=clip.schedules,
+            counts=tuple(chain(clip.counts, *(other.counts for other in others))),
+            schedules=dict(chain(clip.schedules.items(), *(other.schedules.items() for other in others))),
             window=clip.sampling.kv_window,
             passes=clip.sampling.passes,
             steps=clip.steps,
+            instead=tuple(chain.from_iterable(other.steps for other in others)),
         )
+
+    @property
+    def _every(self) -> tuple[Step, ...]:
+        return self.steps + self.instead
 
     @property
     def parts(self) -> tuple[int, ...]:
         """Every number of positions that a pass computes, the whole frame first."""
-        return tuple(sorted({self.tokens, *(s.computed for s in self.steps)}, reverse=True))
+        return tuple(sorted({self.tokens, *(s.computed for s in self._every)}, reverse=True))
 
     @property
     def loops(self) -> tuple[tuple[int, int], ...]:
         """Every diffusion loop: tokens, steps."""
-        made = {(s.predicted, s.head_steps) for s in self.steps if s.predicted}
+        made = {(s.predicted, s.head_steps) for s in self._every if s.predicted}
         return tuple(sorted(made)) or tuple((n, steps) for n in sorted(set(self.counts)) for steps in self.schedules)
 
     @property
     def alone(self) -> bool:
         """Whether some passes compute the first branch of two."""
-        return any(s.branches < self.branches for s in self.steps)
+        return any(s.branches < self.branches for s in self._every)
 
     @property
     def seen(self) -> int:

@@ -103,7 +103,7 @@ def generate(
         if step.index == 0 and f >= given:
             x, masked = torch.zeros(tokens, t.token_channels), torch.ones(tokens, dtype=torch.bool)
             order = torch.from_numpy(arrange(noise.order(f, tokens), sampling.order, w).copy())
-            layout = order if clip.ordered else layout
+            layout = order if clip.ordered(f) else layout
         if step.predicted:
             z, _ = run(step, x, masked, past)
             predict = order[step.slots]

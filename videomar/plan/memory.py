@@ -146,7 +146,7 @@ def key_values(request: Request, backend: str) -> int:
     """Bytes of finished frames' K/V, the current frame's included."""
     t, width = request.config.transformer, 4 if wide(request, backend) else 2
     frame = 2 * t.depth * request.branches * t.heads * t.head_dim * request.tokens * width
-    if request.emitter == "portable" and request.clip.ordered:  # a third buffer: what a part of a frame sees
+    if request.emitter == "portable" and request.sampling.refresh_every > 1:  # a third buffer: what a part sees
         return frame * (3 * request.seen + (3 if backend == "ort-cpu" else 2))
     if request.emitter == "native" and request.cache_tokens is not None:
         return frame * (request.seen + 1) if backend == "ort-cpu" else frame * request.cache_tokens // request.tokens
