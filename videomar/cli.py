@@ -297,6 +297,46 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def tune(args: argparse.Namespace) -> int:
+    """Measure which dials pay."""
+    from tqdm import tqdm
+
+    from videomar.artifacts import atomic_write
+    from videomar.demo.evaluate import drawn_futures, knows_chance
+    from videomar.parity.tuning import measure, page
+    from videomar.parity.tuning.grid import settings
+    from videomar.parity.tuning.starts import key, starts
+    from videomar.runtime.pipeline import Pipeline
+
+    with Pipeline.open(args.directory, threads=args.threads, backend=args.backend) as pipe:
+        print(pipe.why)
+        sampling = sampling_of(pipe.config.sampling, args)
+        cases = starts(pipe.config, sampling, args.cases, args.given, args.count, args.seed)
+        wanted = settings(pipe.start(cases[0].given, cases[0].prompt, sampling=sampling).clip)
+        judged = args.drawn if args.cases is None and knows_chance(pipe) else 0
+        tuning = measure.load(args.output, key(args.directory, pipe, sampling, cases, judged))
+
+        def judge(setting: SamplingConfig) -> dict[str, Any]:
+            shown = drawn_futures(pipe, cases=judged, frames=setting.frames, size=setting.height, sampling=setting)
+            return {**shown, "loss": 1 - shown["coherence"]}
+
+        with tqdm(total=len(wanted), initial=len(tuning.rows), unit="setting", disable=None) as bar:
+            for name in measure.tune(pipe, cases, wanted, tuning, judge if judged else None, args.minutes):
+                measure.save(args.output, tuning)
+                bar.update()
+                bar.set_description(name, refresh=False)
+        best = {name: tuning.rows[name] for name in tuning.front}
+        if args.html:
+            first = cases[:2]
+            clips = {n: [measure.clip(pipe, s, wanted[n], s.seed)[2] for s in first] for n in best if n in wanted}
+            atomic_write(args.html, page.write(tuning, clips, [s.prompt for s in first], sampling.fps))
+    print(f"{args.output}: {len(tuning.rows)} of {len(wanted)} settings; no other beats these in both time and loss:")
+    for name, row in best.items():
+        whole = f", {row['coherence']:.0%} whole" if "coherence" in row else ""
+        print(f"  {row['seconds']:8.2f} s {row['faster']:6.2f}x  apart {row['apart']:.3f}{whole}  {name}")
+    return 0
+
+
 def train(args: argparse.Namespace) -> int:
     """Train the demo model; PyTorch, one part after the other."""
     import torch
@@ -438,6 +478,7 @@ RUNS: dict[str, Run] = {
     "build": build,
     "inspect": inspect,
     "evaluate": evaluate,
+    "tune": tune,
     "compare": compare,
     "record": record,
     "replay": replay,

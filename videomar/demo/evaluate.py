@@ -134,12 +134,13 @@ def evaluate(pipe: Pipeline, progress: Callable[[int], None] = lambda done: None
         **summary(continuations(pipe, progress=progress, **options)),
         "chance": None,
     }
-    if options.pop("given", 1) == 1 and _knows_chance(pipe):
+    if options.pop("given", 1) == 1 and knows_chance(pipe):
         figures["chance"] = drawn_futures(pipe, progress=progress, **options)
     return figures
 
 
-def _knows_chance(pipe: Pipeline) -> bool:
+def knows_chance(pipe: Pipeline) -> bool:
+    """Whether the model knows the sentences whose future is drawn."""
     try:
         for sentence in CHANCES:
             pipe.tokenizer(sentence)
