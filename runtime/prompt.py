@@ -80,6 +80,14 @@ class PromptTokenizer:
         most = self._config.max_tokens
         if count > most and self._whole:
             raise InputError(f"the prompt has {count} tokens, expected at most {most}; shorten it")
-        if count > most:
-            warnings.warn(f"the prompt has {count} tokens, of which the model reads {most}", PromptCut, stacklevel=2)
+        if cut := self._cut(count):
+            warnings.warn(cut, PromptCut, stacklevel=2)
         return np.array([self._system + encoding.ids[:most]], np.int64)
+
+    def cut(self, prompt: str) -> str | None:
+        """What PromptCut says of this prompt; None if the model reads all of it."""
+        return self._cut(len(self._encode(prompt).ids))
+
+    def _cut(self, count: int) -> str | None:
+        most = self._config.max_tokens
+        return f"the prompt has {count} tokens, of which the model reads {most}" if count > most else None

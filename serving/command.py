@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import replace
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+from videomar.runtime.prompt import PromptCut
 from videomar.serving.server import Server
 from videomar.serving.settings import Limits, Settings, read_keys
 from videomar.serving.site import Site
@@ -40,11 +43,33 @@ def settings_of(args: argparse.Namespace) -> Settings:
     )
 
 
+@dataclass(frozen=True)
+class Given:
+    """A server that is yet to be opened, here or in another process."""
+
+    artifacts: Path
+    settings: Settings
+    threads: int | None
+    backend: str
+    database: str | None
+    clips: str | None
+
+    def open(self) -> Site:
+        """Load it; raises UserError for what cannot be served."""
+        # A job says so itself.
+        warnings.simplefilter("ignore", PromptCut)
+        return Site.open(self.artifacts, self.settings, self.threads, self.backend, self.database, self.clips)
+
+
+def given_of(args: argparse.Namespace) -> Given:
+    """The command line's server; raises InputError."""
+    return Given(args.artifacts, settings_of(args), args.threads, args.backend, args.database, args.clips)
+
+
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal; raises UserError for what cannot be served."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    settings = settings_of(args)
-    site = Site.open(args.artifacts, settings, args.threads, args.backend, args.database)
+    site = given_of(args).open()
     print(site.pipe.why)
     server = Server(site)
     server.run()

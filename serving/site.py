@@ -48,13 +48,20 @@ class Site:
         threads: int | None = None,
         backend: str = "auto",
         database: str | None = None,
+        clips: str | None = None,
     ) -> Site:
         """Load the model, take the directory and let jobs that were cut off wait again.
 
-        database: shared with other servers, as is the directory then; None: the directory's own.
+        database: shared with other servers; None: the directory's own. clips: a URL where servers share pictures and
+        finished clips; None: they share the directory.
         Raises UserError for anything that does not fit.
         """
-        place = Place(settings.directory)
+        shelf = None
+        if clips is not None:
+            from videomar.serving.keeping.shelf import Shelf
+
+            shelf = Shelf(clips)
+        place = Place(settings.directory, shelf)
         place.lock(shared=database is not None)
         pipe = Pipeline.open(artifacts, threads, backend=backend, memory_check=False)
         store, live, meters = Store(database or place.database), Live(), Meters()

@@ -65,6 +65,7 @@ _EXTRA = {
     "export": ("torch", "diffusers", "transformers", "safetensors", "onnx", "onnxscript"),
     "serve": ("fastapi", "starlette", "uvicorn", "multipart", "python_multipart", "prometheus_client", "sqlalchemy"),
     "postgres": ("psycopg",),
+    "clips": ("fsspec",),
 }
 
 

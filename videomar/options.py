@@ -135,6 +135,7 @@ def _serving(p: argparse.ArgumentParser) -> None:
     p.add_argument("--port", type=_whole(0, 65535), default=8000)
     p.add_argument("--directory", type=Path, default=Path("videomar-jobs"), help="of jobs, inputs and clips")
     p.add_argument("--database", help="shared with other servers: postgresql://... (default: in --directory)")
+    p.add_argument("--clips", metavar="URL", help="of inputs and clips where servers share no --directory: s3://...")
     p.add_argument(
         "--lease", type=_number(1, 3600), default=15, help="seconds until a silent server's jobs are others'"
     )

@@ -19,7 +19,6 @@ from videomar.serving.api.asked import Asked, read
 from videomar.serving.api.bodies import REFERENCE
 from videomar.serving.api.errors import ApiError, no_video
 from videomar.serving.jobs import COMPLETED, Job, new_id
-from videomar.serving.keeping.place import CLIP
 from videomar.serving.site import Site, as_json
 
 
@@ -69,7 +68,7 @@ class Door:
         return self._accept(client, asked, frames, id)
 
     def _open(self) -> None:
-        if self.site.live.stopping:
+        if self.site.maker.stopping:
             raise ApiError(503, "the server is stopping; ask again in a while", code="stopping", headers=_LATER)
 
     def _room(self, client: str) -> None:
@@ -98,7 +97,7 @@ class Door:
         if job is None or job.status != COMPLETED:
             raise ApiError(400, f"extend is {id!r:.60}, expected the id of a finished clip", "extend", "invalid_value")
         count = asked.given or 1 + self.site.pipe.config.tokenizer.temporal_stride
-        return load_clip(self.site.place.file(id, CLIP))[-count:]
+        return load_clip(self.site.place.clip(id))[-count:]
 
     def _accept(self, client: str, asked: Asked, frames: np.ndarray, remix_of: str | None) -> Job:
         site, sampling = self.site, asked.sampling

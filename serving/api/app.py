@@ -32,7 +32,9 @@ def make_app(site: Site) -> FastAPI:
             yield
         finally:
             tidying.cancel()
-            site.maker.stop(0.0)  # the server has granted its grace before (serving/server.py)
+            if not site.maker.stopping:  # of a fleet; a server's own has had its grace before (serving/server.py)
+                site.maker.stop(site.settings.grace)
+                await run_in_threadpool(site.maker.join)
             await site.decoder.close()
             await run_in_threadpool(site.close)
 

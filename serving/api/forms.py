@@ -11,8 +11,8 @@ from videomar.serving.live import Progress
 from videomar.serving.settings import Settings
 
 
-def video(job: Job, settings: Settings, progress: Progress | None) -> dict[str, Any]:
-    """A `video` object of the Videos API, with this server's own fields behind."""
+def video(job: Job, settings: Settings, progress: Progress | None, note: str | None) -> dict[str, Any]:
+    """A `video` object of the Videos API, with this server's own fields behind; note: what its client should know."""
     ends = job.completed_at + settings.keep if job.completed_at is not None and settings.keep is not None else None
     error = None if job.error_code is None else {"code": job.error_code, "message": job.error_message}
     return {
@@ -26,6 +26,7 @@ def video(job: Job, settings: Settings, progress: Progress | None) -> dict[str, 
         "error": error,
         "model": job.model,
         "prompt": job.prompt,
+        "note": note,
         "seconds": f"{job.frames / job.fps:g}",
         "size": f"{job.width}x{job.height}",
         "remixed_from_video_id": job.remix_of,

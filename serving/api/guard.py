@@ -75,7 +75,9 @@ class Guard:
 
     def _client(self, scope: Scope, headers: dict[bytes, bytes]) -> str:
         address = (scope.get("client") or ("unknown",))[0]
-        if not self._keys or scope["path"] in OPEN:
+        # What a browser asks before a page of `--allow-origin` may ask; answered before any endpoint.
+        first = scope["method"] == "OPTIONS" and b"access-control-request-method" in headers
+        if not self._keys or scope["path"] in OPEN or (first and self._settings.origins):
             return f"address {address}"
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
         digest = hashlib.sha256(key.strip()).digest()

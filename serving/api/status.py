@@ -60,7 +60,7 @@ def routes(site: Site) -> APIRouter:
     @router.get("/ready")
     def ready() -> Response:
         """Whether it takes clips."""
-        good = site.maker.alive and not site.live.stopping
+        good = site.maker.alive and not site.maker.stopping
         return JSONResponse({"status": "ready"}) if good else JSONResponse({"status": "stopping"}, 503)
 
     @router.get("/metrics")

@@ -22,7 +22,7 @@ from videomar.serving.api.errors import ApiError, no_video
 from videomar.serving.api.forms import video
 from videomar.serving.api.watching import watched
 from videomar.serving.jobs import COMPLETED, Job
-from videomar.serving.keeping.place import CLIP, Place
+from videomar.serving.keeping.place import Place
 from videomar.serving.site import Site
 
 
@@ -31,7 +31,7 @@ def routes(site: Site) -> APIRouter:
     router, door = APIRouter(prefix="/v1/videos"), Door(site)
 
     def shown(job: Job) -> dict[str, Any]:
-        return video(job, site.settings, site.live.progress(job.id))
+        return video(job, site.settings, site.live.progress(job.id), site.pipe.tokenizer.cut(job.prompt))
 
     def found(id: str) -> Job:
         job = site.store.get(id)
@@ -114,7 +114,7 @@ def routes(site: Site) -> APIRouter:
         if variant == "video":
             return _clip(site.place, job, {})
         try:
-            frames = load_clip(site.place.file(id, CLIP))
+            frames = load_clip(site.place.clip(id))
         except InputError:
             raise no_video(id) from None
         picture = (
@@ -127,7 +127,7 @@ def routes(site: Site) -> APIRouter:
 
 def _clip(place: Place, job: Job, headers: dict[str, str]) -> FileResponse:
     """The mp4; parts of it where a range is asked for."""
-    file = place.file(job.id, CLIP)
+    file = place.clip(job.id)
     if not file.is_file():
         raise no_video(job.id)
     return FileResponse(file, headers=headers, media_type="video/mp4", filename=f"{job.id}.mp4")

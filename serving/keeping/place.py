@@ -11,22 +11,25 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from videomar.artifacts import atomic_write
 from videomar.errors import InputError
 
+if TYPE_CHECKING:
+    from videomar.serving.keeping.shelf import Shelf
+
 GIVEN, CLIP = "given.npy", "clip.mp4"
 _ID = re.compile(r"video_[0-9a-f]{36}")
 
 
 class Place:
-    """Where a server keeps what it was given and what it made."""
+    """Where a server keeps what it was given and what it made; a shelf: where it finds what others keep, too."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, shelf: Shelf | None = None) -> None:
+        self.directory, self._shelf = directory, shelf
         try:
             (directory / "files").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -78,15 +81,36 @@ class Place:
         data = io.BytesIO()
         np.save(data, frames)
         atomic_write(self.file(id, GIVEN), data.getvalue())
+        self._share(id, GIVEN)
 
     def given(self, id: str) -> np.ndarray:
         """They, again."""
-        frames: np.ndarray = np.load(self.file(id, GIVEN), allow_pickle=False)
+        frames: np.ndarray = np.load(self._found(id, GIVEN), allow_pickle=False)
         return frames
+
+    def share_clip(self, id: str) -> None:
+        """A clip is finished: let others have it."""
+        self._share(id, CLIP)
+
+    def clip(self, id: str) -> Path:
+        """A finished clip, brought here if it was made elsewhere; no file is there if nobody has it."""
+        return self._found(id, CLIP)
+
+    def _share(self, id: str, kind: str) -> None:
+        if self._shelf:
+            self._shelf.put(id, self.file(id, kind))
+
+    def _found(self, id: str, kind: str) -> Path:
+        file = self.file(id, kind)
+        if self._shelf and not file.exists():
+            self._shelf.get(id, file)
+        return file
 
     def drop(self, id: str) -> None:
         """Remove all files of a job; who reads one of them reads on."""
         shutil.rmtree(self.file(id, GIVEN).parent, ignore_errors=True)
+        if self._shelf:
+            self._shelf.drop(id)
 
     def used(self) -> int:
         """Bytes of all files."""

@@ -51,6 +51,7 @@ class Making:
             self.run.timing.finish()
             self.run.close()
             finish(self._stream, self._place.file(self.job.id, CLIP))
+            self._place.share_clip(self.job.id)
         took = time.monotonic() - began
         self._busy += took
         return took

@@ -172,7 +172,7 @@ def serve(tiny_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
     def start(directory: Path | None = None, **options: Any) -> Running:
         names = {f.name for f in dataclasses.fields(Limits)}
-        limits = Limits(**{k: options.pop(k) for k in list(options) if k in names})
+        limits = Limits(**{"decode_seconds": PATIENCE, **{k: options.pop(k) for k in list(options) if k in names}})
         settings = Settings(directory or tmp_path_factory.mktemp("jobs"), port=0, limits=limits, **options)
         running.append(Running(tiny_artifacts, settings))
         return running[-1]
@@ -240,8 +240,8 @@ def start(tiny_artifacts: Path, tmp_path: Path) -> Iterator[Callable[..., Proces
     """(options) -> a server of the test's directory in a process of its own, killed at the end."""
     processes: list[Process] = []
 
-    def started(*options: str) -> Process:
-        processes.append(Process(tiny_artifacts, tmp_path / "jobs", *options))
+    def started(*options: str, directory: str = "jobs") -> Process:
+        processes.append(Process(tiny_artifacts, tmp_path / directory, *options))
         return processes[-1]
 
     yield started

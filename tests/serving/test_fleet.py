@@ -100,3 +100,21 @@ def test_a_server_that_was_silent_too_long_finds_its_job_made_by_another_and_har
     again = start(*options)
     for seed, id in ids.items():
         assert again.content(id) == alone(pipe, seed, frames=FRAMES[seed])
+
+
+def test_servers_without_a_common_directory_share_pictures_and_clips_by_an_address(
+    start: Callable[..., Any], database: str, tmp_path: Path, pipe: Pipeline, alone: Callable[..., bytes]
+) -> None:
+    shelf = f"file://{tmp_path}/shelf"
+    options = ("--database", database, "--clips", shelf, "--in-flight", "1", "--lease", "1")
+    one, two = start(*options, directory="one"), start(*options, directory="two")
+    ids = {seed: one.create(seed, frames) for seed, frames in FRAMES.items()}
+    for id in ids.values():
+        assert two.ended(id)["status"] == "completed"
+    one.end(signal.SIGKILL)
+    for seed, id in ids.items():
+        assert two.content(id) == alone(pipe, seed, frames=FRAMES[seed])
+    assert {path.name for path in (tmp_path / "shelf").iterdir()} == set(ids.values())
+    for id in ids.values():
+        assert two.http.delete(f"/v1/videos/{id}").status_code == 200
+    assert list((tmp_path / "shelf").iterdir()) == []

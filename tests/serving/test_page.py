@@ -141,6 +141,24 @@ def test_nothing_is_wider_than_a_phone(page: Any) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_a_browser_that_cannot_play_a_growing_clip_shows_it_once_it_is_finished(browser: Any, server: Any) -> None:
+    context = browser.new_context()
+    context.set_default_timeout(MINUTES)
+    context.add_init_script("delete self.MediaSource; delete self.ManagedMediaSource")
+    page = context.new_page()
+    page.goto(server.url)
+    page.wait_for_selector("#knobs input", state="attached")
+    assert page.evaluate("typeof MediaSource") == "undefined"
+    server.gate.shut()
+    ask(page, "a red circle moves right a red circle moves")
+    page.wait_for_selector("#working:not([hidden])")
+    assert page.is_hidden("#video") and "9 tokens" in page.inner_text("#note")
+    server.gate.open()
+    page.wait_for_selector("#finished:not([hidden])")
+    until(page, "document.getElementById('video').currentTime > 0")
+    context.close()
+
+
 def test_a_key_is_asked_for_and_used(browser: Any, serve: Any) -> None:
     server = serve(keys=("a-key-of-20-letters!",))
     context = browser.new_context()

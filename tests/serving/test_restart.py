@@ -61,6 +61,24 @@ def test_sigterm_lets_a_clip_in_flight_finish_within_its_grace(start: Any) -> No
     assert again.http.get(f"/v1/videos/{id}").json()["status"] == "completed"
 
 
+def test_a_server_in_its_grace_refuses_new_clips_and_keeps_those_it_has_and_a_second_signal_ends_it(start: Any) -> None:
+    server = start("--grace", "120", "--in-flight", "1")
+    ids = [server.create(seed, frames=257, mask_steps=6, head_steps=20) for seed in range(3)]
+    while server.get(ids[0])["status"] == "queued":
+        pass
+    server.process.send_signal(signal.SIGTERM)
+    while (ready := server.http.get("/ready")).status_code == 200:
+        pass
+    refused = server.http.post("/v1/videos", json={"prompt": "a red circle falls"})
+    assert ready.status_code == refused.status_code == 503
+    assert int(refused.headers["retry-after"]) >= 1 and refused.json()["error"]["code"] == "stopping"
+    assert server.get(ids[0])["status"] == "in_progress"
+    assert server.end(signal.SIGTERM) == 0
+    again = start()
+    for id in ids:
+        assert again.ended(id)["status"] == "completed"
+
+
 def test_a_second_server_for_the_same_directory_is_refused_in_one_line(
     start: Any, tiny_artifacts: Path, tmp_path: Path
 ) -> None:

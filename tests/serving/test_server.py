@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+
+from videomar.serving.api import watching
 
 openai = pytest.importorskip("openai", reason="needs the package openai: pip install openai")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -318,6 +322,83 @@ def test_every_answer_carries_the_safe_headers_and_names_no_server(server: Any) 
         headers = server.http.get(path).headers
         assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
         assert "default-src 'none'" in headers["content-security-policy"] and "server" not in headers
+
+
+@pytest.mark.filterwarnings("ignore::videomar.runtime.prompt.PromptCut")
+def test_a_prompt_of_which_the_end_is_not_read_says_so_in_its_job(server: Any) -> None:
+    id = server.create(prompt="a red circle moves right a red circle moves")  # nine words, of which eight are read
+    assert server.get(id)["note"] == "the prompt has 9 tokens, of which the model reads 8"
+    assert server.get(server.create())["note"] is None
+
+
+def test_a_client_with_its_share_waits_while_another_is_served(serve: Callable[..., Any]) -> None:
+    keys = ("one" * 8, "two" * 8)
+    server = serve(keys=keys, client=2, in_flight=1)
+    server.gate.shut()
+
+    def ask(key: str) -> Any:
+        headers = {"authorization": f"Bearer {key}"}
+        return server.http.post(
+            "/v1/videos", data={"prompt": PROMPT}, files={"input_reference": png(0)}, headers=headers
+        )
+
+    assert [ask(keys[0]).status_code for _ in range(3)] == [200, 200, 429]
+    full = ask(keys[0])
+    assert "2 of your jobs" in full.json()["error"]["message"] and int(full.headers["retry-after"]) >= 1
+    assert ask(keys[1]).status_code == 200
+
+
+def test_no_page_elsewhere_may_call_unless_it_is_named(server: Any, serve: Callable[..., Any]) -> None:
+    page = "https://studio.example"
+    asks = {"origin": page, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    for method, headers in (("OPTIONS", asks), ("GET", {"origin": page})):
+        answer = server.http.request(method, "/v1/videos", headers=headers)
+        assert answer.status_code == 403
+        assert not [name for name in answer.headers if name.startswith("access-control")]
+    lets = serve(origins=(page,), keys=("k" * 20,))  # of which a browser's first question holds none
+    answer = lets.http.options("/v1/videos", headers=asks)
+    assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == page
+    assert "access-control-allow-credentials" not in answer.headers
+    answer = lets.http.get("/v1/videos", headers={"origin": page, "authorization": "Bearer " + "k" * 20})
+    assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == page
+    assert lets.http.get("/v1/videos", headers={"origin": page}).status_code == 401
+    assert lets.http.get("/v1/videos", headers={"origin": "https://evil.example"}).status_code == 403
+
+
+def test_a_body_that_never_ends_is_given_up(serve: Callable[..., Any]) -> None:
+    server = serve(body_seconds=0.2)
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=120) as connection:
+        head = (
+            "POST /v1/videos HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n"
+        )
+        connection.sendall(head.encode() + b"{")
+        data = b""
+        while b"\r\n\r\n{" not in data:
+            data += connection.recv(1 << 16)
+    assert data.startswith(b"HTTP/1.1 408 ") and b"more than 0.2 s" in data
+
+
+def test_a_reader_that_takes_nothing_of_a_stream_for_long_is_given_up(serve: Callable[..., Any]) -> None:
+    server = serve(stalled_seconds=0.2)
+    id = server.create(8)
+    server.ended(id)
+    film = server.site.place.stream(id, 1)
+    film.write_bytes(bytes(64 << 20))  # more than the buffers between two sockets hold
+    given_up = []
+    _patient, stream = watching._Patient, watching._Patient.stream_response
+
+    async def told(self: Any, send: Any) -> None:
+        try:
+            await stream(self, send)
+        except (TimeoutError, asyncio.TimeoutError):
+            given_up.append(True)
+            raise
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_patient, "stream_response", told)
+        with server.http.stream("GET", f"/v1/videos/{id}/stream"):
+            until(lambda: given_up)
+    film.unlink()
 
 
 def test_a_prompt_that_the_model_cannot_read_is_said_in_words_of_the_api(server: Any) -> None:
