@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from videomar.config import ModelConfig
-from videomar.graphs import layer_names, modulation_names, steps_ahead
+from videomar.graphs import layer_names, modulation_names
 from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.cuda import Cuda, Memory
-from videomar.runtime.backends.trt_memory import Cache, Fields, Upload, aligned, size_of
+from videomar.runtime.backends.trt_loop import LoopShape, loop_shapes
+from videomar.runtime.backends.trt_memory import Cache, Fields, Upload, size_of
 
 SMALLER = "ask for fewer frames or a smaller size, or close what else uses the GPU"
 
@@ -35,18 +36,8 @@ class Buffers:
         """text: tokens of the prompt. Raises DeviceError when there is too little memory, before asking for any."""
         self._cuda, self._stream, self._plan = cuda, stream, plan
         self._config, self._dtype = config, dtype
-        (self.steps, self._schedule), *_ = plan.schedules.items()
         self.rows = max(plan.counts)
-        # One row a diffusion step, each at an address that TensorRT takes.
-        self.draw_pitch = aligned(size_of((self.rows, config.transformer.token_channels), np.float32))
-        self.coefficient_pitch = aligned(size_of((6,), np.float32))
-        # Modulations are computed for this many steps at once. The last lot ends with the last step, so that all are
-        # of one size: what it computes again is not used.
-        heads = plan.branches * self.rows
-        self.ahead = steps_ahead(config.head, heads, self.steps, dtype.itemsize)
-        self.lots = [min(at, self.steps - self.ahead) for at in range(0, self.steps, self.ahead)]
-        self.modulation_pitch = size_of((heads, config.head.width), dtype)  # a multiple of what TensorRT asks for
-        self.timestep_pitch = aligned(size_of((self.ahead,), np.float32))
+        self.loops = loop_shapes(config, dtype, plan)
         sizes = self._sizes(caches, text)
         uploads = self._uploads()
         need = sum(sizes.values()) + sum(Upload.size(fields) for fields in uploads)
@@ -70,13 +61,14 @@ class Buffers:
         per_text = size_of((2, t.heads, text, t.head_dim), self._dtype)
         halves = dict.fromkeys(layer_names("text", t.depth), per_text // 2)
         halves["z"] = size_of((self.rows, t.width), self._dtype)
+        modulations = max(loop.modulations for loop in self.loops.values())
         self._second = halves if plan.passes == 2 else {}  # bytes of what the second branch's own pass has
         return {
             "states": size_of((text, self._config.text.width), self._dtype),
             **dict.fromkeys(layer_names("text", t.depth), per_text),
             **{name: size for cache in caches for name, size in cache.buffers.items()},
             "z": size_of((plan.branches, self.rows, t.width), self._dtype),
-            **dict.fromkeys(modulation_names(self._config.head, "modulations"), self.ahead * self.modulation_pitch),
+            **dict.fromkeys(modulation_names(self._config.head, "modulations"), modulations),
             **{f"second {name}": size for name, size in self._second.items()},
             "x 0": state,
             "x 1": state,
@@ -85,6 +77,7 @@ class Buffers:
     def _uploads(self) -> tuple[Fields, Fields, Fields]:
         """What goes up with every pass, with every mask step, and once."""
         plan, t, rows = self._plan, self._config.transformer, self.rows
+        longest = max(self.loops.values(), key=lambda loop: loop.steps)
         tables = ((plan.tokens, t.head_dim // 2), self._dtype)
         return (
             {
@@ -98,12 +91,9 @@ class Buffers:
             {
                 "guidance": ((1,), np.float32),
                 "initial": ((rows, t.token_channels), np.float32),
-                "draws": ((self.steps, self.draw_pitch // 4), np.float32),
+                "draws": ((longest.steps, longest.draw_pitch // 4), np.float32),
             },
-            {
-                "timesteps": ((len(self.lots), self.timestep_pitch // 4), np.float32),
-                "coefficients": ((self.steps, self.coefficient_pitch // 4), np.float32),
-            },
+            dict(field for loop in self.loops.values() for field in loop.fields.items()),
         )
 
     def of_pass(self, group: int) -> dict[str, int]:
@@ -125,30 +115,13 @@ class Buffers:
     def _copy(self, to: int, source: int, size: int) -> None:
         self._cuda.copy_rows(to, size, source, size, size, 1, self._stream)
 
-    def at_lot(self, lot: int) -> dict[str, int]:
-        """Addresses of the steps whose modulations are computed at once."""
-        return {"timesteps": self.at["timesteps"] + lot * self.timestep_pitch}
-
-    def at_step(self, step: int, lot: int) -> dict[str, int]:
-        """Addresses of one diffusion step: its row of each table, and x from one buffer to the other."""
-        row, head = (step - self.lots[lot]) * self.modulation_pitch, self._config.head
-        names = zip(modulation_names(head), modulation_names(head, "modulations"), strict=True)
-        return {
-            **{name: self.at[made] + row for name, made in names},
-            "x": self.at[f"x {(step + 1) % 2}"] if step else self.at["initial"],
-            "next": self.at[f"x {step % 2}"],
-            "step_coefficients": self.at["coefficients"] + step * self.coefficient_pitch,
-            "draw": self.at["draws"] + step * self.draw_pitch,
-        }
-
     def send_first(self, states: np.ndarray) -> None:
         """Text states and the clip's schedule, and zeros as inputs of the passes that warm up."""
         states = np.ascontiguousarray(states, self._dtype)
         self._cuda.upload(self.at["states"], states.ctypes.data, states.nbytes, self._stream)
         constants = self._sent[2].fill()
-        for lot, start in enumerate(self.lots):
-            constants["timesteps"][lot, : self.ahead] = self._schedule.timesteps[start : start + self.ahead]
-        constants["coefficients"][:, :6] = self._schedule.coefficients
+        for loop in self.loops.values():
+            loop.fill(constants)
         for upload in self._sent:
             upload.send()
         self.wait()  # `states` ends here
@@ -169,14 +142,14 @@ class Buffers:
         into, (count, channels) = self._sent[1].fill(), initial.shape
         into["guidance"][0] = guidance
         into["initial"][:count], into["initial"][count:] = initial, initial[0]
-        rows = into["draws"][:, : self.rows * channels].reshape(self.steps, self.rows, channels)
+        rows = into["draws"][: len(draws), : self.rows * channels].reshape(-1, self.rows, channels)
         rows[:, :count], rows[:, count:] = draws, draws[:, :1]
         self._sent[1].send()
 
-    def read_sampled(self, count: int) -> np.ndarray:
-        """Wait for the loop and read its first rows: [count, C] float32, the caller's own."""
+    def read_sampled(self, loop: LoopShape, count: int) -> np.ndarray:
+        """Wait for the loop that ran and read its first rows: [count, C] float32, the caller's own."""
         rows: np.ndarray = self._sampled[:count]
-        self._cuda.download(rows.ctypes.data, self.at[f"x {(self.steps - 1) % 2}"], rows.nbytes, self._stream)
+        self._cuda.download(rows.ctypes.data, self.at[loop.result], rows.nbytes, self._stream)
         self.wait()
         return np.array(rows)
 

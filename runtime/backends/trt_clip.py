@@ -1,5 +1,5 @@
-"""One clip on TensorRT: allocates once, warms up, captures one graph per number of finished frames and one for the
-whole diffusion loop, and then only uploads inputs, launches, and reads back sampled tokens.
+"""One clip on TensorRT: allocates once, warms up, captures one graph per number of finished frames and one for
+each diffusion loop, and then only uploads inputs, launches, and reads back sampled tokens.
 
 Shapes never change inside a clip. Knows nothing of masks or schedules.
 """
@@ -22,6 +22,7 @@ from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.cuda import CaptureRefused, Cuda
 from videomar.runtime.backends.trt_buffers import Buffers
 from videomar.runtime.backends.trt_engines import Context, Engine
+from videomar.runtime.backends.trt_loop import Key, Loop
 from videomar.runtime.backends.trt_memory import Cache
 from videomar.runtime.backends.trt_replay import Replay
 
@@ -58,25 +59,26 @@ class TrtClip:
         """caches: of each pass that a step takes through the transformer; two share the branches of guidance."""
         self._device, self._plan, self._caches, self._finished = device, plan, caches, 0
         _refuse_dials(plan)
-        text, self._steps = states.shape[1], max(plan.schedules)
+        text, steps = states.shape[1], max(plan.schedules)
         sizes = {
             "branches": plan.branches,
             "tokens": plan.tokens,
             "text": text,
             "predicted": max(plan.counts),
-            "steps": self._steps,
+            "steps": steps,
         }
         one = sizes | {"branches": plan.branches // plan.passes}
         by_frame = [one | caches[0].sizes(finished) for finished in range(plan.seen + 1)]
         self.execution, self._open = ENQUEUE, True
         self._passes: list[list[Replay]] = []  # by the number of frames that are seen
+        self._loops: dict[Key, Replay] = {}
         self._stack = ExitStack()
         try:
             self._check_profiles(sizes, by_frame)
             self._buffers = self._owned(Buffers(device.cuda, device.stream, config, dtype, caches, plan, text))
             self._run_text(sizes, states)
             self._make_passes(by_frame)
-            self._make_loop(sizes)
+            self._make_loops(sizes)
             self._warm_up()
             if capture:
                 self._capture()
@@ -122,35 +124,27 @@ class TrtClip:
                 context.bind(cache.bindings(finished, self._buffers.at))
                 self._passes[-1].append(self._replay(context.enqueue, context))
 
-    def _make_loop(self, sizes: Mapping[str, int]) -> None:
-        self._condition = self._context(HEAD_CONDITION, {**sizes, "steps": self._buffers.ahead})
-        self._diffuse = self._context(HEAD_STEP, sizes)
-        self._loop = self._replay(self._enqueue_loop, self._condition, self._diffuse)
+    def _make_loops(self, sizes: Mapping[str, int]) -> None:
+        for key, shape in self._buffers.loops.items():
+            of = {**sizes, "branches": shape.branches, "steps": shape.ahead}
+            condition, diffuse = (self._context(name, of) for name in (HEAD_CONDITION, HEAD_STEP))
+            loop = Loop(shape, condition, diffuse, self._buffers.at)
+            self._loops[key] = self._replay(loop.enqueue, *loop.contexts)
 
     def _replay(self, enqueue: Callable[[], None], *contexts: Context) -> Replay:
         return Replay(self._device.cuda, self._device.stream, enqueue, lambda: all(c.capturable for c in contexts))
-
-    def _enqueue_loop(self) -> None:
-        """Modulations of as many diffusion steps as have room, then those steps, each with addresses of its own."""
-        buffers, step = self._buffers, 0
-        for lot, start in enumerate(buffers.lots):
-            self._condition.bind(buffers.at_lot(lot))
-            self._condition.enqueue()
-            while step < start + buffers.ahead:
-                self._diffuse.bind(buffers.at_step(step, lot))
-                self._diffuse.enqueue()
-                step += 1
 
     def _warm_up(self) -> None:
         """Run everything once, uncaptured, on inputs of zeros: TensorRT may allocate now, and not later."""
         for each in chain(*self._passes):
             each.run()
         self._buffers.gather()
-        self._loop.run()
+        for loop in self._loops.values():
+            loop.run()
         self._buffers.wait()
 
     def _capture(self) -> None:
-        every = [*chain(*self._passes), self._loop]
+        every = [*chain(*self._passes), *self._loops.values()]
         for each in every:
             self._stack.callback(each.close)
         try:
@@ -162,7 +156,8 @@ class TrtClip:
             log.warning("TensorRT runs by plain enqueue, which is slower: no CUDA graph could be captured (%s)", error)
             return
         self.execution = GRAPHS
-        log.info("TensorRT runs %d CUDA graphs for the transformer and 1 for the head", len(every) - 1)
+        loops = len(self._loops)
+        log.info("TensorRT runs %d CUDA graphs for the transformer and %d for the head", len(every) - loops, loops)
 
     # ---- frames
 
@@ -192,8 +187,9 @@ class TrtClip:
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
         """As the protocol says; reading the result back is the one time that a mask step waits for the device."""
         self._buffers.send_noise(guidance, initial, draws)
-        self._loop.run()
-        return self._buffers.read_sampled(len(initial))
+        key = len(draws), self._plan.branches
+        self._loops[key].run()
+        return self._buffers.read_sampled(self._buffers.loops[key], len(initial))
 
     def keep(self) -> None:
         self._finished += 1  # the next pass has other addresses or lengths; a frame is moved only onto one unseen
@@ -206,14 +202,13 @@ class TrtClip:
         if self._open:
             self._open = False
             self._device.cuda.drain(self._device.stream)
-        self._passes = []
+        self._passes, self._loops = [], {}
         self._stack.close()
 
 
 def _refuse_dials(plan: ClipPlan) -> None:
-    """What this backend has no contexts for: loops of several lengths, a branch by itself, parts of a frame."""
+    """What this backend has no contexts for: a branch by itself, parts of a frame."""
     for there, options in (
-        (len(plan.schedules) > 1, "--head-steps-end"),
         (plan.alone, "--guidance-start and --guidance-end"),
         (len(plan.parts) > 1, "--refresh-every"),
     ):
