@@ -2,6 +2,8 @@
 
 Knows nothing of TensorRT. Shapes are what the TensorRT backend binds: predicted positions padded to the most that one
 mask step predicts, finished K/V of 0 to frames - 1 latent frames (portable) or a fixed cache with a `reach` (native).
+A pass may compute a part of a frame, which finds the K/V of the frame's other positions among the finished ones, and
+the first branch by itself.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from videomar.graphs import (
     require_engine_width,
 )
 from videomar.schedule import masked_after_steps
+from videomar.steps import PARTS
 
 # What the TensorRT backend runs. Not diffusion_head: it captures the loop itself, from the head's two parts.
 ENGINES = (
@@ -121,13 +124,13 @@ def axis_ranges(config: ModelConfig, sizes: Sizes, prefix: int, cache_tokens: in
     # Half way through the clip; with a window, most frames see as many as they may.
     finished = (frames // 2 if sizes.window is None else min(frames // 2, seen)) * tokens
     return {
-        "branches": (sizes.branches,) * 3,
+        "branches": (1, sizes.branches, sizes.branches),
         "prompt": (prefix + 1, prefix + usual_text, prefix + sizes.max_text),
         "text": (1, usual_text, sizes.max_text),
         "frames": (1, 1, sizes.frames),  # the encoder's: most clips start from one picture
         **{axis: (smallest[axis], size, size) for axis, size in largest.items()},
-        "tokens": (least, tokens, tokens),
-        "past": (0, finished, seen * tokens),
+        "tokens": (-(-least // PARTS), tokens, tokens),
+        "past": (0, finished, (seen + 1) * tokens - -(-tokens // PARTS)),
         "total": (least, min(finished, seen * tokens) + tokens, (seen + 1) * tokens),
         "predicted": (1, most, most),
         "steps": (1, config.sampling.head_steps, config.head.train_steps),
@@ -136,7 +139,8 @@ def axis_ranges(config: ModelConfig, sizes: Sizes, prefix: int, cache_tokens: in
 
 def profiles(specs: dict[str, GraphSpec], ranges: dict[str, Range], passes: int) -> dict[str, Profile]:
     """The profile of every engine; in two passes the transformer gets one branch at a time, the head both."""
-    step = ranges | {"branches": (ranges["branches"][2] // passes,) * 3}
+    at_once = ranges["branches"][2] // passes
+    step = ranges | {"branches": (1, at_once, at_once)}
     return {name: _profile(specs[name], step if name == TRANSFORMER_STEP else ranges) for name in ENGINES}
 
 

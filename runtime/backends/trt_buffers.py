@@ -129,11 +129,11 @@ class Buffers:
     def send_pass(
         self, tokens: np.ndarray, masked: np.ndarray, predict: np.ndarray, cos: np.ndarray, sin: np.ndarray, start: int
     ) -> None:
-        """Inputs of one transformer pass, from token `start` on."""
-        into, count = self._sent[0].fill(), len(predict)
-        into["tokens"][:], into["masked"][:] = tokens, masked
+        """Inputs of one transformer pass, over all of the frame or less of it; from token `start` of the K/V on."""
+        into, part, count = self._sent[0].fill(), len(tokens), len(predict)
+        into["tokens"][:part], into["masked"][:part] = tokens, masked
         into["predict"][:count], into["predict"][count:] = predict, predict[0]
-        into["rope_cos"][:], into["rope_sin"][:] = cos, sin
+        into["rope_cos"][:part], into["rope_sin"][:part] = cos, sin
         into["start"][:] = start
         self._sent[0].send()
 
@@ -153,12 +153,12 @@ class Buffers:
         self.wait()
         return np.array(rows)
 
-    def read_z(self, count: int) -> np.ndarray:
+    def read_z(self, branches: int, count: int) -> np.ndarray:
         """Wait for the last pass and read its first rows: [branches, count, width] float32; for comparisons."""
         z = np.empty((self._plan.branches, self.rows, self._config.transformer.width), self._dtype)
         self._cuda.download(z.ctypes.data, self.at["z"], z.nbytes, self._stream)
         self.wait()
-        return z[:, :count].astype(np.float32)
+        return z[:branches, :count].astype(np.float32)
 
     def write_z(self, z: np.ndarray) -> None:
         """Put `z` [branches, count, width] where the last pass left its own; the other rows repeat the first."""

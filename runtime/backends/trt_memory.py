@@ -111,11 +111,14 @@ class Cache(Protocol):
 
     buffers: dict[str, int]  # name -> bytes, to be allocated by the caller
 
-    def sizes(self, finished: int) -> dict[str, int]:
-        """The contract's axes `past` and `total` after this many frames."""
+    def sizes(self, seen: int, part: int) -> dict[str, int]:
+        """The contract's axes `past` and `total` of a pass over `part` positions of a frame that sees so many."""
 
-    def bindings(self, finished: int, addresses: Mapping[str, int]) -> dict[str, int]:
-        """Tensor -> address for a pass over the frame that follows; `addresses` are those of `buffers`."""
+    def bindings(self, seen: int, part: int, addresses: Mapping[str, int]) -> dict[str, int]:
+        """Tensor -> address for such a pass; `addresses` are those of `buffers`."""
+
+    def place(self, seen: int, branches: int, part: slice, addresses: Mapping[str, int]) -> list[Rows]:
+        """What to copy before such a pass over these positions, of the first so many branches; called for every one."""
 
     def keep(self, finished: int, addresses: Mapping[str, int]) -> Iterator[Rows]:
         """What to copy now that this many frames are finished."""
@@ -126,14 +129,18 @@ class GrowingCache:
 
     The graph's own Concat moves finished K/V; keeping a frame only changes which buffer is read. Once a frame falls
     out of the window the buffers stay as they are, and the new frame is copied over it: attention asks for no order.
+    A pass over a part of the frame reads a third buffer, in which finished K/V and those of the frame's other positions
+    are put together before.
     """
 
     def __init__(self, t: TransformerConfig, plan: ClipPlan, dtype: np.dtype, group: int = 0) -> None:
         """plan: of the branches of pass number `group` alone."""
         self._plan, self._group = plan, group
         self._names = layer_names("past", t.depth), layer_names("present", t.depth)
-        self._rows = plan.branches * t.heads
-        self._row = size_of((plan.tokens, t.head_dim), dtype)
+        self._heads, self._rows = t.heads, plan.branches * t.heads
+        self._token = size_of((t.head_dim,), dtype)
+        self._row = plan.tokens * self._token
+        self._at = np.arange(plan.tokens)  # where in the frame written last a position lies
         # After n frames a pass writes n + 1 into the buffer of that parity; the shorter one never holds the last.
         most = plan.seen + 1
         longest = {most % 2: most, (most + 1) % 2: most - 1}
@@ -142,20 +149,45 @@ class GrowingCache:
             for name in self._names[0]
             for parity, frames in longest.items()
         }
+        if len(plan.parts) > 1:
+            self.buffers |= {self._both(name): self._rows * self._row * most for name in self._names[0]}
+
+    def _both(self, name: str) -> str:
+        return f"{name} both {self._group}"
 
     def _buffer(self, name: str, frames: int) -> str:
         return f"{name} {frames % 2} {self._group}"
 
-    def sizes(self, finished: int) -> dict[str, int]:
-        past = min(finished, self._plan.seen) * self._plan.tokens
-        return {"past": past, "total": past + self._plan.tokens}
+    def sizes(self, seen: int, part: int) -> dict[str, int]:
+        total = (seen + 1) * self._plan.tokens
+        return {"past": total - part, "total": total}
 
-    def bindings(self, finished: int, addresses: Mapping[str, int]) -> dict[str, int]:
-        past, bound = min(finished, self._plan.seen), {}
+    def bindings(self, seen: int, part: int, addresses: Mapping[str, int]) -> dict[str, int]:
+        bound = {}
         for name, present in zip(*self._names, strict=True):
-            bound[name] = addresses[self._buffer(name, past)]
-            bound[present] = addresses[self._buffer(name, past + 1)]
+            read = self._buffer(name, seen) if part == self._plan.tokens else self._both(name)
+            bound[name], bound[present] = addresses[read], addresses[self._buffer(name, seen + 1)]
         return bound
+
+    def place(self, seen: int, branches: int, part: slice, addresses: Mapping[str, int]) -> list[Rows]:
+        kept = np.delete(np.arange(self._plan.tokens), part)
+        copies = list(self._together(seen, branches, kept, addresses)) if len(kept) else []
+        self._at[kept], self._at[part] = np.arange(len(kept)), np.arange(len(kept), self._plan.tokens)
+        return copies
+
+    def _together(self, seen: int, branches: int, kept: np.ndarray, addresses: Mapping[str, int]) -> Iterator[Rows]:
+        """Finished K/V and behind them those of these positions of the frame, run by run as they lie."""
+        tokens, token, at = self._plan.tokens, self._token, self._at[kept]
+        runs = np.split(at, np.flatnonzero(np.diff(at) != 1) + 1)
+        read, written, pitch = seen * tokens, (seen + 1) * tokens, seen * tokens + len(kept)
+        # Which buffer, tokens in one of its rows, first of them to copy, how many.
+        pieces = [(seen, read, 0, read), *((seen + 1, written, read + int(run[0]), len(run)) for run in runs)]
+        for name in self._names[0]:
+            to = addresses[self._both(name)]
+            for frames, length, first, count in pieces:
+                source = addresses[self._buffer(name, frames)] + first * token
+                yield Rows(to, pitch * token, source, length * token, count * token, branches * self._heads)
+                to += count * token
 
     def keep(self, finished: int, addresses: Mapping[str, int]) -> Iterator[Rows]:
         seen, row = self._plan.seen, self._row
@@ -188,15 +220,19 @@ class FixedCache:
     def _buffer(self, name: str) -> str:
         return f"{name} {self._group}"
 
-    def sizes(self, finished: int) -> dict[str, int]:
-        past = min(finished, self._plan.seen) * self._plan.tokens
+    def sizes(self, seen: int, part: int) -> dict[str, int]:
+        past = seen * self._plan.tokens
         return {"past": past, "total": past + self._plan.tokens}
 
-    def bindings(self, finished: int, addresses: Mapping[str, int]) -> dict[str, int]:
+    def bindings(self, seen: int, part: int, addresses: Mapping[str, int]) -> dict[str, int]:
         bound = {"reach": addresses["reach"]}
         for past, present in zip(*self._names, strict=True):
             bound[past] = bound[present] = addresses[self._buffer(past)]
         return bound
+
+    def place(self, seen: int, branches: int, part: slice, addresses: Mapping[str, int]) -> list[Rows]:
+        """Nothing: the other positions' K/V lie where they were written."""
+        return []
 
     def keep(self, finished: int, addresses: Mapping[str, int]) -> Iterator[Rows]:
         """Nothing: a frame that is no longer seen is written over by the next."""

@@ -18,20 +18,21 @@ def test_profiles_span_what_the_backend_binds() -> None:
     tokens, frames = 8 * 6, 4
     left = masked_after_steps(tokens, 5)
     most = int(max(-np.diff([tokens, *left])))
-    assert ranges["tokens"] == (4 * 3, tokens, tokens)
-    assert ranges["past"] == (0, 2 * tokens, 3 * tokens)  # of 0 to 3 finished frames
+    assert ranges["tokens"] == (2, tokens, tokens)  # an eighth of the smallest frame's 4 x 3
+    # Of 0 to 3 finished frames, and of the rest of a frame of which a pass computes an eighth.
+    assert ranges["past"] == (0, 2 * tokens, 3 * tokens + tokens - 6)
     assert ranges["total"] == (12, 3 * tokens, 4 * tokens)
     assert ranges["predicted"] == (1, most, most)
     assert ranges["prompt"] == (4, 3 + 8, 3 + 16)
     assert ranges["clip"] == (1, frames, frames) and ranges["frames"] == (1, 1, 25)
-    assert ranges["height"] == (32, 64, 64) and ranges["branches"] == (2, 2, 2)
+    assert ranges["height"] == (32, 64, 64) and ranges["branches"] == (1, 2, 2)
     assert ranges["h"] == (4, 8, 8) and ranges["2w"] == (6, 12, 12)
 
 
 def test_static_fixes_the_picture_size_alone() -> None:
     ranges = axis_ranges(CONFIG, Sizes.of(CONFIG, static=True), 0, None)
     fixed = {axis for axis, (low, _, high) in ranges.items() if low == high}
-    assert fixed == {"branches", "height", "width", "h", "w", "2h", "2w", "tokens"}
+    assert fixed == {"height", "width", "h", "w", "2h", "2w"}
 
 
 def test_every_axis_of_the_contract_has_a_range() -> None:
@@ -47,12 +48,12 @@ def test_two_passes_halve_the_transformers_branches_and_not_the_heads() -> None:
     sizes = Sizes.of(CONFIG, passes=2)
     made = profiles(contract(CONFIG, "fp16", False), axis_ranges(CONFIG, sizes, 0, None), sizes.passes)
     assert [shape[0] for shape in made[TRANSFORMER_STEP]["past_key_0"]] == [1, 1, 1]
-    assert [shape[0] for shape in made[HEAD_STEP]["modulation_0"]] == [2, 2, 2]
+    assert [shape[0] for shape in made[HEAD_STEP]["modulation_0"]] == [1, 2, 2]
 
 
 def test_a_window_bounds_the_keys_and_values() -> None:
     ranges = axis_ranges(CONFIG, Sizes.of(CONFIG, frames=81, window=2), 0, cache_tokens=4 * 64)
-    assert ranges["past"] == (0, 3 * 64, 3 * 64) and ranges["total"] == (16, 4 * 64, 4 * 64)
+    assert ranges["past"] == (0, 3 * 64, 4 * 64 - 8) and ranges["total"] == (16, 4 * 64, 4 * 64)
     assert ranges["clip"][2] == 11
     with pytest.raises(InputError, match=r"needs K/V of 256 tokens, these artifacts hold 255; lower .*--kv-window"):
         axis_ranges(CONFIG, Sizes.of(CONFIG, frames=81, window=2), 0, cache_tokens=255)

@@ -66,6 +66,9 @@ class PlainClip:
         t = backend.t
         shape = (plan.branches, t.heads, backend.cache or 0, t.head_dim)
         self.past: Arrays = [np.zeros(shape, backend.dtype) for _ in range(2 * t.depth)]
+        # The current frame's, position after position; NaNs where nothing was computed yet.
+        shape = (plan.branches, t.heads, plan.tokens, t.head_dim)
+        self.frame: Arrays = [np.full(shape, np.nan, backend.dtype) for _ in self.past]
         self.kept: list[Arrays] = []
         self.finished = 0
 
@@ -73,16 +76,26 @@ class PlainClip:
         """Repeat the first row up to the clip's most."""
         return np.concatenate([values, *[values.take([0], axis)] * (self.rows - values.shape[axis])], axis)
 
-    def step(self, tokens: Any, masked: Any, predict: Any, cos: Any, sin: Any, *whole: Any) -> None:
-        backend, plan = self.backend, self.plan
+    def step(
+        self, tokens: Any, masked: Any, predict: Any, cos: Any, sin: Any, first: int = 0, branches: int | None = None
+    ) -> None:
+        backend, plan, count = self.backend, self.plan, branches or self.plan.branches
+        part, before = slice(first, first + len(tokens)), self.finished * plan.tokens
         feeds = {"tokens": np.ascontiguousarray(tokens), "masked": masked, "predict": self.padded(predict)}
         feeds |= {"rope_cos": cos.astype(backend.dtype), "rope_sin": sin.astype(backend.dtype)}
-        feeds |= dict(zip(layer_names("text", backend.t.depth), self.text, strict=True))
-        feeds |= dict(zip(layer_names("past", backend.t.depth), self.past, strict=True))
+        kept = [(p[:count], f[:count]) for p, f in zip(self.past, self.frame, strict=True)]
         if backend.cache:
-            feeds["start"] = np.full(plan.branches, self.finished * plan.tokens, np.int64)
-            feeds["reach"] = np.zeros((self.finished + 1) * plan.tokens, np.float32)
+            after = before + plan.tokens
+            past = [np.concatenate([p[:, :, :before], f, p[:, :, after:]], axis=2) for p, f in kept]
+            feeds["start"], feeds["reach"] = np.full(count, before + first, np.int64), np.zeros(after, np.float32)
+        else:
+            past = [np.concatenate([p, np.delete(f, part, axis=2)], axis=2) for p, f in kept]
+        feeds |= {n: a[:count] for n, a in zip(layer_names("text", backend.t.depth), self.text, strict=True)}
+        feeds |= dict(zip(layer_names("past", backend.t.depth), past, strict=True))
         self.z, *self.present = backend.run("transformer_step", feeds)
+        at = before + first if backend.cache else self.present[0].shape[2] - len(tokens)
+        for frame, present in zip(self.frame, self.present, strict=True):
+            frame[:count, :, part] = present[:, :, at : at + len(tokens)]
 
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
         run = self.backend.run
@@ -98,5 +111,7 @@ class PlainClip:
     def keep(self) -> None:
         self.past, self.finished = self.present, self.finished + 1
         self.kept.append([a[:, :, : self.finished * self.plan.tokens] for a in self.past])
+        for frame in self.frame:
+            frame.fill(np.nan)
 
     def close(self) -> None: ...

@@ -312,7 +312,7 @@ def test_finished_keys_and_values_lie_where_the_next_frame_reads_them(make_rig: 
         for each in (clip, plain):
             each.keep()
         backend._cuda.synchronize(backend._stream)  # nobody else waits here
-        bound = clip._caches[0].bindings(finished, clip._buffers.at)
+        bound = clip._caches[0].bindings(finished, 6, clip._buffers.at)
         length = backend._cache_tokens or finished * 6
         for name, expected in zip(layer_names("past", t.depth), plain.kept[-1], strict=True):
             raw = rig.gpu.read(bound[name], 2 * t.heads * length * t.head_dim * 4, name, must=False)
@@ -353,14 +353,15 @@ def test_the_uploads_come_from_pinned_memory_and_the_result_survives_the_next_ca
 def test_teardown_goes_graphs_contexts_memory_engines_stream(make_rig: MakeRig, artifacts: Path) -> None:
     rig = make_rig(artifacts)
     backend = rig.open()
-    steps_of(backend)
+    clip = steps_of(backend)
     before = len(rig.gpu.log)
     backend.close()
     order = [line for line in rig.gpu.log[before:] if line not in ("sync", "destroy event")]
     squeezed = [line for i, line in enumerate(order) if i == 0 or order[i - 1] != line]
-    clip = ["destroy graph", "destroy context", "free"]
-    assert squeezed == [*clip, "destroy context", "free", "destroy engine", "destroy stream"]
+    of_clip = ["destroy graph", "destroy context", "free"]
+    assert squeezed == [*of_clip, "destroy context", "free", "destroy engine", "destroy stream"]
     done = len(rig.gpu.calls)
+    clip.close()
     backend.close()
     assert len(rig.gpu.calls) == done
 

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from videomar.config import ModelConfig
+from videomar.errors import InputError
+from videomar.graphs import TRANSFORMER_STEP
 from videomar.runtime.backends.ort import OrtBackend
 from videomar.runtime.sampler import Sampler
 from videomar.runtime.timing import Timing
@@ -19,13 +21,26 @@ from videomar.steps import ClipSteps
 MakeRig = Callable[..., Any]
 IDS = np.array([[5, 6, 7, 8, 9, 10]], np.int64)  # four of them the system prompt's
 
+# Those that the plain loop knows, and those that it does not.
 DIALS: dict[str, dict[str, Any]] = {
     "fewer diffusion steps": {"head_steps_end": 2},
     "as many loops as mask steps": {"head_steps": 7, "head_steps_end": 1, "head_anneal": "cosine"},
-}
+    "guidance in the middle": {"guidance_start": 0.2, "guidance_end": 0.8},
+    "parts of a frame": {"refresh_every": 4},
+    "parts and what was known longer": {"refresh_every": 4, "known_share": 0.5, "order": "structure"},
+    "parts, guidance at the end, fewer diffusion steps": {
+        "mask_steps": 6, "refresh_every": 9, "guidance_start": 0.5, "head_steps_end": 1,
+    },
+}  # fmt: skip
 OTHERS: dict[str, dict[str, Any]] = {
     "fewer diffusion steps, one branch after the other": {"head_steps_end": 2, "guidance_passes": 2},
-}  # those that `plain_loop` does not know
+    "guidance at the start, one branch after the other": {"guidance_end": 0.5, "guidance_passes": 2},
+    "parts, a window": {"refresh_every": 3, "kv_window": 1, "frames": 41},
+    "all": {
+        "refresh_every": 9, "guidance_end": 0.8, "guidance_passes": 2, "kv_window": 1, "frames": 41,
+        "head_steps_end": 1, "order": "spread",
+    },
+}  # fmt: skip
 
 
 @pytest.fixture(params=["portable", "native"])
@@ -72,6 +87,7 @@ def test_a_clip_with_dials_agrees_with_the_onnx_runtime_backend(
     backend = rig.open()
     frames = frames_of(backend, rig.onnx.config, **dials)
     backend.close()
+    assert np.isfinite(frames).all()
     expected = frames_of(OrtBackend(artifacts, rig.onnx, threads=1), rig.onnx.config, **dials)
     assert np.abs(frames - expected).max() <= 1e-4 * np.abs(expected).max()
 
@@ -109,4 +125,47 @@ def test_every_length_of_the_diffusion_loop_has_a_graph(make_rig: MakeRig, porta
     assert len(loops) == 4
     # Modulations and then as many diffusion steps; a pass of the transformer is one piece of work.
     assert sorted(len(graph.ops) for graph in graphs) == sorted([1] * 4 + [1 + steps for steps in loops])
+    backend.close()
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_without_guidance_a_step_computes_one_branch_alone(make_rig: MakeRig, artifacts: Path, passes: int) -> None:
+    rig = make_rig(artifacts)
+    backend = rig.open()
+    sampler = sampler_of(backend, rig.onnx.config, guidance_end=0.5, guidance_passes=passes)
+    steps = sampler.clip.steps
+    launched = []
+    for _ in steps:
+        before = len(rig.gpu.log)
+        sampler.advance()
+        launched.append(rig.gpu.log[before:].count("launch"))
+    assert {step.branches for step in steps if step.predicted} == {1, 2}
+    assert launched[1:] == [(passes if s.branches == 2 else 1) + bool(s.predicted) for s in steps[1:]]
+    backend.close()
+
+
+def test_a_clip_without_dials_has_no_third_buffer_of_keys_and_values(make_rig: MakeRig, portable: Path) -> None:
+    rig = make_rig(portable)
+    backend = rig.open()
+    taken = []
+    for dials in ({}, {"refresh_every": 4}):
+        before = sum(block.data.size for block in rig.gpu.blocks.values())
+        sampler = sampler_of(backend, rig.onnx.config, **dials)
+        sampler.advance()
+        taken.append(sum(block.data.size for block in rig.gpu.blocks.values()) - before)
+        sampler.close()
+    t = rig.onnx.config.transformer
+    assert taken[1] - taken[0] == 4 * 6 * 2 * t.depth * 2 * t.heads * t.head_dim * 4  # 4 frames of K/V, two branches
+    backend.close()
+
+
+def test_an_engine_without_parts_refuses_them_before_anything_runs(make_rig: MakeRig, artifacts: Path) -> None:
+    rig = make_rig(artifacts)
+    rig.build(TRANSFORMER_STEP, ranges={"tokens": (6, 6)})
+    backend = rig.open()
+    with pytest.raises(
+        InputError, match=r"'tokens' of 'tokens' would be \d, it was built for 6; .*run `videomar build"
+    ):
+        frames_of(backend, rig.onnx.config, refresh_every=4)
+    assert "launch" not in rig.gpu.log
     backend.close()
