@@ -12,6 +12,8 @@ import pytest
 from videomar.config import ModelConfig
 from videomar.errors import InputError
 from videomar.graphs import TRANSFORMER_STEP
+from videomar.plan.memory import key_values
+from videomar.plan.request import Request
 from videomar.runtime.backends.ort import OrtBackend
 from videomar.runtime.sampler import Sampler
 from videomar.runtime.timing import Timing
@@ -144,18 +146,20 @@ def test_without_guidance_a_step_computes_one_branch_alone(make_rig: MakeRig, ar
     backend.close()
 
 
-def test_a_clip_without_dials_has_no_third_buffer_of_keys_and_values(make_rig: MakeRig, portable: Path) -> None:
+def test_parts_take_a_third_buffer_of_keys_and_values_as_planned(make_rig: MakeRig, portable: Path) -> None:
     rig = make_rig(portable)
-    backend = rig.open()
-    taken = []
+    backend, config = rig.open(), rig.onnx.config
+    taken, planned = [], []
     for dials in ({}, {"refresh_every": 4}):
         before = sum(block.data.size for block in rig.gpu.blocks.values())
-        sampler = sampler_of(backend, rig.onnx.config, **dials)
+        sampler = sampler_of(backend, config, **dials)
         sampler.advance()
+        planned.append(key_values(Request(config, sampler.clip.sampling, precision="fp32"), "trt"))
         taken.append(sum(block.data.size for block in rig.gpu.blocks.values()) - before)
         sampler.close()
-    t = rig.onnx.config.transformer
-    assert taken[1] - taken[0] == 4 * 6 * 2 * t.depth * 2 * t.heads * t.head_dim * 4  # 4 frames of K/V, two branches
+    t = config.transformer
+    frame = 6 * 2 * t.depth * 2 * t.heads * t.head_dim * 4  # K and V of two branches
+    assert taken[1] - taken[0] == planned[1] - planned[0] == 4 * frame
     backend.close()
 
 
