@@ -43,24 +43,25 @@ class ClipPlan:
         )
 
     @property
-    def _every(self) -> tuple[Step, ...]:
+    def every(self) -> tuple[Step, ...]:
+        """All steps that may come."""
         return self.steps + self.instead
 
     @property
     def parts(self) -> tuple[int, ...]:
         """Every number of positions that a pass computes, the whole frame first."""
-        return tuple(sorted({self.tokens, *(s.computed for s in self._every)}, reverse=True))
+        return tuple(sorted({self.tokens, *(s.computed for s in self.every)}, reverse=True))
 
     @property
     def loops(self) -> tuple[tuple[int, int], ...]:
         """Every diffusion loop: tokens, steps."""
-        made = {(s.predicted, s.head_steps) for s in self._every if s.predicted}
+        made = {(s.predicted, s.head_steps) for s in self.every if s.predicted}
         return tuple(sorted(made)) or tuple((n, steps) for n in sorted(set(self.counts)) for steps in self.schedules)
 
     @property
     def alone(self) -> bool:
         """Whether some passes compute the first branch of two."""
-        return any(s.branches < self.branches for s in self._every)
+        return any(s.branches < self.branches for s in self.every)
 
     @property
     def seen(self) -> int:

@@ -98,9 +98,9 @@ class TrtClip:
     # ---- before the first frame
 
     def _taken(self) -> list[Pass]:
-        """Every pass that the clip's steps take, the largest first, so that it is the one that a refusal names."""
+        """Every pass that the clip's steps may take, the largest first, so that it is the one that a refusal names."""
         plan = self._plan
-        steps = {(min(s.frame, plan.seen), s.computed, s.branches) for s in plan.steps}
+        steps = {(min(s.frame, plan.seen), s.computed, s.branches) for s in plan.every}
         every = steps or {(seen, plan.tokens, plan.branches) for seen in range(plan.seen + 1)}
         return sorted({each for step in every for each in self._passes_of(*step)}, reverse=True)
 
@@ -118,7 +118,7 @@ class TrtClip:
         for of in by_pass.values():
             engines[TRANSFORMER_STEP].profile(of)
         engines[TEXT_KEY_VALUES].profile(sizes)
-        for branches in {self._plan.branches, *(s.branches for s in self._plan.steps)}:
+        for branches in {self._plan.branches, *(s.branches for s in self._plan.every)}:
             for name in (HEAD_CONDITION, HEAD_STEP):
                 engines[name].profile({**sizes, "branches": branches})
 

@@ -84,8 +84,8 @@ class LoopShape:
 
 
 def loop_shapes(config: ModelConfig, dtype: np.dtype, plan: ClipPlan) -> dict[Key, LoopShape]:
-    """Every loop that the clip's steps take."""
-    taken = {(s.head_steps, s.branches) for s in plan.steps if s.predicted}
+    """Every loop that the clip's steps may take."""
+    taken = {(s.head_steps, s.branches) for s in plan.every if s.predicted}
     keys = taken or {(steps, plan.branches) for steps in plan.schedules}
     return {key: LoopShape(config, dtype, plan, key) for key in sorted(keys)}
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from videomar.config import ModelConfig
+from videomar.config import ModelConfig, SamplingConfig
 from videomar.errors import InputError
 from videomar.graphs import TRANSFORMER_STEP
 from videomar.plan.memory import key_values
@@ -51,12 +51,16 @@ def artifacts(request: pytest.FixtureRequest) -> Path:
     return request.getfixturevalue(request.param)
 
 
-def sampler_of(backend: Any, config: ModelConfig, **dials: Any) -> Sampler:
-    """A clip of 4 latent frames of 2 x 3 tokens that goes on from one picture."""
-    options = {"frames": 25, "height": 16, "width": 24, "mask_steps": 4, "head_steps": 4, **dials}
-    clip = ClipSteps.of(config, config.sampling.but(**options), 1)
+def sampling_of(config: ModelConfig, **dials: Any) -> SamplingConfig:
+    """Of a clip of 4 latent frames of 2 x 3 tokens."""
+    return config.sampling.but(**{"frames": 25, "height": 16, "width": 24, "mask_steps": 4, "head_steps": 4, **dials})
+
+
+def sampler_of(backend: Any, config: ModelConfig, others: Sequence[SamplingConfig] = (), **dials: Any) -> Sampler:
+    """A clip that goes on from one picture; others: what it may change to."""
+    clip, *instead = (ClipSteps.of(config, each, 1) for each in (sampling_of(config, **dials), *others))
     latents = backend.encode(np.sin(np.arange(3 * 16 * 24)).astype(np.float32).reshape(1, 3, 1, 16, 24))[0]
-    return Sampler(backend, clip, backend.encode_text(IDS), latents, SeededNoise(3), Timing())
+    return Sampler(backend, clip, backend.encode_text(IDS), latents, SeededNoise(3), Timing(), instead)
 
 
 def frames_of(backend: Any, config: ModelConfig, **dials: Any) -> np.ndarray:
@@ -128,6 +132,27 @@ def test_every_length_of_the_diffusion_loop_has_a_graph(make_rig: MakeRig, porta
     # Modulations and then as many diffusion steps; a pass of the transformer is one piece of work.
     assert sorted(len(graph.ops) for graph in graphs) == sorted([1] * 4 + [1 + steps for steps in loops])
     backend.close()
+
+
+def test_a_clip_may_change_its_dials_between_frames(make_rig: MakeRig, artifacts: Path) -> None:
+    """To ones with other parts, other loops and fewer mask steps; what both need was made before the first frame."""
+    rig = make_rig(artifacts)
+    backend, config = rig.open(), rig.onnx.config
+    made = []
+    for each in (backend, rig.plain()):
+        other = sampling_of(config, mask_steps=3, head_steps=3, refresh_every=3, head_steps_end=1)
+        sampler = sampler_of(each, config, others=[other], head_steps_end=2)
+        frames = []
+        while not sampler.finished:
+            if (frame := sampler.advance()) is not None:
+                frames.append(frame)
+            if len(frames) == 3:
+                sampler.clip = sampler.clip.then(3, other)
+        sampler.close()
+        made.append(np.stack(frames))
+    backend.close()
+    assert np.isfinite(made[0]).all()
+    np.testing.assert_array_equal(*made)
 
 
 @pytest.mark.parametrize("passes", [1, 2])
