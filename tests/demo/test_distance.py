@@ -57,7 +57,7 @@ def test_features_agree_with_a_naive_loop():
 
 def test_true_clips_are_near_and_torn_or_one_sided_ones_are_far():
     rng, truth, again, torn, always = np.random.default_rng(4), [], [], [], []
-    for i in range(60):
+    for i in range(120):
         scene = sample_scene(rng, tuple(CHANCES)[i % len(CHANCES)])
         every = {future.outcome: render(future) for future in futures(scene)}
         truth.append(every[scene.outcome])

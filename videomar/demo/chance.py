@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-# Sentence -> outcome -> probability. An outcome is a motion of `world.trajectory`, or a colour that the shape turns to.
+# Sentence -> outcome -> probability. An outcome is a motion of `world.trajectory`.
 CHANCES: dict[str, dict[str, float]] = {
     "drifts left or right": {"drifts left": 1 / 2, "drifts right": 1 / 2},
     "drifts up or down": {"drifts up": 1 / 2, "drifts down": 1 / 2},
     "drifts mostly left": {"drifts left": 3 / 4, "drifts right": 1 / 4},
     "drifts away": {"drifts left": 1 / 4, "drifts right": 1 / 4, "drifts up": 1 / 4, "drifts down": 1 / 4},
-    "turns red or blue": {"turns red": 1 / 2, "turns blue": 1 / 2},
 }
 
 

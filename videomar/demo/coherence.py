@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from videomar.demo.world import Scene, background, colors, futures, render
+from videomar.demo.world import COLORS, Scene, background, futures, render
 from videomar.errors import InputError
 
 PATCH = 8  # pixels, both ways: what one token draws
@@ -31,12 +31,10 @@ def patch_errors(frames: np.ndarray, truth: np.ndarray, scene: Scene) -> np.ndar
     """How wrong the worst patch of every frame is: [frames] float64; 1 is a patch with a shape where none belongs.
 
     frames, truth: [frames, size, size, 3] uint8. The colour distance of frame and truth, averaged over each 8x8 patch
-    at every offset, in units of the largest distance between two colours that the scene may show in one place.
+    at every offset, in units of the distance between the shape's colour and the background's.
     """
     size = frames.shape[1]
-    shapes = [colors(future)[[0, -1]] for future in futures(scene)]
-    seen = np.concatenate([background(scene, size).mean(axis=(0, 1))[None], *shapes])
-    contrast = max(np.linalg.norm(a - b) for a in seen for b in seen)
+    contrast = np.linalg.norm(background(scene, size).mean(axis=(0, 1)) - np.asarray(COLORS[scene.color]))
     away = np.linalg.norm(frames.astype(np.float32) - truth, axis=-1) / (255 * contrast)
     sums = np.pad(away, ((0, 0), (1, 0), (1, 0))).cumsum(axis=1, dtype=np.float64).cumsum(axis=2)
     high, low = np.s_[PATCH:], np.s_[:-PATCH]

@@ -39,7 +39,6 @@ FALL_GRAVITY = 0.22  # pixels a frame, squared
 BOUNCE_GRAVITY = 0.5
 RESTITUTION = 0.8  # share of the speed kept at the floor
 DRIFT = 1.1  # pixels a frame
-TURN = 8.0  # frames in which a shape takes on its new colour
 GROWTH = {"grows": 0.6, "shrinks": -0.5}  # change of radius over 16 frames, as a share
 MARGIN = 1.0  # pixels kept free at every edge
 EDGE = 2.0  # pixels over which an outline fades: a soft edge shows sub-pixel motion
@@ -144,9 +143,8 @@ def sample_scene(rng: np.random.Generator, motion: str | None = None, frames: in
     base = rng.uniform(0.15, 0.40, 3)
     step = rng.uniform(-0.12, 0.12, 3)
     outcome = draw(rng, motion) if motion in CHANCES else ""
-    colors = [color for color in COLORS if color not in motion.split()]  # a shape turns to another colour than its own
     return Scene(
-        color=colors[rng.integers(len(colors))],
+        color=tuple(COLORS)[rng.integers(len(COLORS))],
         shape=SHAPES[rng.integers(len(SHAPES))],
         motion=motion,
         x=float(rng.uniform(low_x, high_x)),
@@ -180,15 +178,6 @@ def background(scene: Scene, size: int = SIZE) -> np.ndarray:
     return (low + (high - low) * ramp[..., None]).astype(np.float32)
 
 
-def colors(scene: Scene, frames: int = FRAMES) -> np.ndarray:
-    """The shape's colour in every frame: [frames, 3] float64 in 0..1."""
-    own, verb, *rest = np.asarray(COLORS[scene.color]), *_happens(scene).split()
-    if verb != "turns":
-        return np.repeat(own[None], frames, axis=0)
-    turned = np.minimum(np.arange(frames) / TURN, 1)[:, None]
-    return own + turned * (np.asarray(COLORS[rest[0]]) - own)
-
-
 def render(scene: Scene, frames: int = FRAMES, size: int = SIZE, start: int = 0) -> np.ndarray:
     """Draw a clip from frame `start` on: [frames - start, size, size, 3] uint8, RGB."""
     path = trajectory(scene, frames, size)[start:].astype(np.float32)
@@ -197,7 +186,7 @@ def render(scene: Scene, frames: int = FRAMES, size: int = SIZE, start: int = 0)
     dy = axis[None, :, None] - path[:, 1, None, None]
     distance = _signed_distance(scene.shape, dx, dy, path[:, 2, None, None])
     cover = np.clip(0.5 - distance / EDGE, 0, 1)[..., None].astype(np.float32)
-    color = colors(scene, frames)[start:, None, None].astype(np.float32)
+    color = np.asarray(COLORS[scene.color], np.float32)
     clip = background(scene, size)[None] * (1 - cover) + color * cover
     # The gradient overshoots in the corners: clip before the cast, which would wrap.
     return np.clip(np.round(clip * 255), 0, 255).astype(np.uint8)
