@@ -69,7 +69,12 @@ def given_of(args: argparse.Namespace) -> Given:
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal; raises UserError for what cannot be served."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    site = given_of(args).open()
+    given = given_of(args)
+    if args.fleet:
+        from videomar.serving import fleet
+
+        return fleet.run(given, *args.fleet, args.replica_gpus)
+    site = given.open()
     print(site.pipe.why)
     server = Server(site)
     server.run()

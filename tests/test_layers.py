@@ -55,7 +55,7 @@ LAYERS = {  # layer -> layers it may import, and packages besides the standard l
     "training": ({"vocabulary", "model", "runtime", "training"}, {"numpy", "torch", "safetensors", "tqdm"}),
     "serving": (
         {"vocabulary", "runtime", "serving"},
-        {"numpy", "cv2", "av", "fastapi", "starlette", "uvicorn", "prometheus_client", "sqlalchemy", "fsspec"},
+        {"numpy", "cv2", "av", "fastapi", "starlette", "uvicorn", "prometheus_client", "sqlalchemy", "fsspec", "ray"},
     ),
     "top": (
         {"vocabulary", "model", "runtime", "export", "calibration", "parity", "training", "serving", "top"},

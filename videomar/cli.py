@@ -66,6 +66,7 @@ _EXTRA = {
     "serve": ("fastapi", "starlette", "uvicorn", "multipart", "python_multipart", "prometheus_client", "sqlalchemy"),
     "postgres": ("psycopg",),
     "clips": ("fsspec",),
+    "fleet": ("ray",),
 }
 
 

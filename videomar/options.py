@@ -139,6 +139,8 @@ def _serving(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--lease", type=_number(1, 3600), default=15, help="seconds until a silent server's jobs are others'"
     )
+    p.add_argument("--fleet", type=_fleet, metavar="N or MIN:MAX", help="replicas on Ray Serve (default: this process)")
+    p.add_argument("--replica-gpus", type=_number(0, 16), default=0, help="GPUs that Ray gives each (default 0)")
     p.add_argument("--in-flight", type=_whole(1, 64), default=2, help="clips that take turns (default 2)")
     p.add_argument("--api-key-file", type=Path, help="keys, one a line; clients send one as a bearer token")
     p.add_argument("--no-api-key", action="store_true", help="let everybody who reaches --host use it")
@@ -168,6 +170,15 @@ def _measure(pattern: str, units: dict[str, int], expected: str) -> Callable[[st
         return float(match[1]) * units[match[2]]
 
     return convert
+
+
+def _fleet(text: str) -> tuple[int, int]:
+    """Replicas, from and to."""
+    match = re.fullmatch(r"(\d{1,4})(?::(\d{1,4}))?", text)
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= least <= most:
+        raise argparse.ArgumentTypeError(f"is {text!r:.40}, expected a number of replicas such as 2, or 1:4")
+    return least, most
 
 
 def _time(text: str) -> float | None:
