@@ -6,17 +6,18 @@ or what is concluded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from videomar.runtime.backends.base import Backend, Clip, ClipPlan, Decoder
-from videomar.steps import Step
+from videomar.runtime.backends.plain import Run, sample_in_parts
 
 # What is compared at a call. HEAD is the head given the reference's z, SAMPLED the head given its own.
 TEXT, ENCODED, Z, HEAD, SAMPLED, DECODED = "text", "encoded", "z", "head", "sampled", "decoded"
+PARTS = "parts"  # the head in parts, given the reference's z, on those that run it whole
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,16 @@ Opened = TypeVar("Opened", Clip, Decoder)
 class Lockstep(Backend):
     """A backend that returns the reference's results and tells `listen` about everybody's."""
 
-    def __init__(self, reference: Backend, others: Mapping[str, Backend], listen: Listener) -> None:
+    def __init__(
+        self,
+        reference: Backend,
+        others: Mapping[str, Backend],
+        listen: Listener,
+        parts: Mapping[str, Run] | None = None,
+    ) -> None:
+        """parts: how to run the graphs of those others that hold the head in parts too, which they do not run."""
         self.name = f"lockstep of {reference.name}"
-        self._reference, self._others, self._listen = reference, dict(others), listen
+        self._reference, self._others, self._listen, self._parts = reference, dict(others), listen, dict(parts or {})
 
     def encode_text(self, ids: np.ndarray) -> np.ndarray:
         return self._once(TEXT, lambda backend: backend.encode_text(ids))
@@ -58,7 +66,9 @@ class Lockstep(Backend):
 
     def begin(self, states: np.ndarray, plan: ClipPlan) -> LockstepClip:
         opened = self._on_all(lambda backend: backend.begin(states, plan))
-        return LockstepClip(opened[0], dict(zip(self._others, opened[1:], strict=True)), self._listen, plan.steps)
+        return LockstepClip(
+            opened[0], dict(zip(self._others, opened[1:], strict=True)), self._listen, plan, self._parts
+        )
 
     def _on_all(self, open_on: Callable[[Backend], Opened]) -> list[Opened]:
         """The reference's first; whatever one of them raises, none stays open."""
@@ -96,8 +106,13 @@ class LockstepDecoder:
 class LockstepClip:
     """One clip on every backend."""
 
-    def __init__(self, reference: Clip, others: Mapping[str, Clip], listen: Listener, steps: Sequence[Step]) -> None:
-        self._reference, self._others, self._listen, self._steps = reference, others, listen, iter(steps)
+    def __init__(
+        self, reference: Clip, others: Mapping[str, Clip], listen: Listener, plan: ClipPlan, parts: Mapping[str, Run]
+    ) -> None:
+        self._reference, self._others, self._listen, self._steps = reference, others, listen, iter(plan.steps)
+        self._plan, self._parts = plan, parts
+        new = next((step.frame for step in plan.steps if step.predicted), 0)
+        self._in_parts = {(new, 0), (new, len(plan.counts) - 1)}  # many calls: the mask steps they are made at
 
     def step(
         self,
@@ -124,6 +139,9 @@ class LockstepClip:
             clip.force(z)
             forced[name] = np.array(clip.sample(guidance, initial, draws))
         self._tell(HEAD, sampled, forced)
+        if self._parts and (self._at.frame, self._at.index) in self._in_parts:
+            made = {n: sample_in_parts(r, self._plan, z, guidance, initial, draws) for n, r in self._parts.items()}
+            self._tell(PARTS, sampled, made)
         return sampled
 
     def _tell(self, kind: str, reference: np.ndarray, others: Mapping[str, np.ndarray]) -> None:

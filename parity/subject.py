@@ -11,6 +11,7 @@ from pathlib import Path
 from videomar.artifacts import MANIFEST, Manifest, read_manifest, require_graphs
 from videomar.config import ModelConfig
 from videomar.errors import InputError
+from videomar.graphs import DIFFUSION_HEAD, HEAD_CONDITION, HEAD_STEP
 from videomar.onnx_interface import verify_graphs
 from videomar.runtime.backends.base import Backend
 from videomar.runtime.backends.choose import choose
@@ -34,6 +35,15 @@ class Subject:
     def label(self) -> str:
         """Its name in tables: the directory's."""
         return self.directory.resolve().name
+
+    @property
+    def unrun_parts(self) -> bool | None:
+        """Whether it holds the head in parts, as engines run it, beside the whole one that this backend runs; None
+        where there is nothing of the kind: a checkpoint, or a backend that runs the parts."""
+        has_graph = getattr(self.backend, "has_graph", None)
+        if self.manifest is None or has_graph is None or not has_graph(DIFFUSION_HEAD):
+            return None
+        return bool(has_graph(HEAD_CONDITION) and has_graph(HEAD_STEP))
 
     def pipeline(self) -> Pipeline:
         """The public class over this backend."""

@@ -15,7 +15,7 @@ from videomar.demo.measure import Score, score
 from videomar.errors import InputError
 from videomar.parity.cases import Case
 from videomar.parity.comparing.figures import Series, Spot
-from videomar.parity.lockstep import Call, Lockstep
+from videomar.parity.lockstep import PARTS, Call, Lockstep
 from videomar.parity.measures import compare_arrays, decibels, frame_psnr, frame_ssim
 from videomar.parity.subject import Subject
 from videomar.runtime.pipeline import Pipeline, Video
@@ -42,6 +42,7 @@ class Climb:
     """All figures of one candidate."""
 
     rungs: dict[str, Series] = field(default_factory=lambda: {rung: Series() for rung in FORCED})
+    parts: Series | None = None  # the head in parts, where a side holds it and does not run it; None: nothing to hold
     free: Free = field(default_factory=Free)
     scores: list[Score] = field(default_factory=list)
     shown: Shown | None = None
@@ -78,6 +79,9 @@ def climb(
     Raises UserError for what a side cannot run. A candidate whose own clip overflows fails there and is no error.
     """
     ladder = Ladder({label: Climb() for label in others})
+    parts = {label: other.backend.run_graph for label, other in others.items() if other.unrun_parts}
+    for label, other in others.items():
+        ladder.climbs[label].parts = Series() if other.unrun_parts is not None else None
     for case in cases:
         ids = reference.tokenizer(case.prompt)
         for other in others.values():
@@ -90,10 +94,13 @@ def climb(
         def listen(call: Call, case: Case = case) -> None:
             for label, got in call.others.items():
                 spot = Spot(case.name, call.frame, call.step)
-                ladder.climbs[label].rungs[call.kind].add(compare_arrays(got, call.reference), spot)
+                mine = ladder.climbs[label]
+                series = mine.parts if call.kind == PARTS else mine.rungs[call.kind]
+                assert series is not None
+                series.add(compare_arrays(got, call.reference), spot)
 
         backends = {label: other.backend for label, other in others.items()}
-        lockstep = Lockstep(reference.backend, backends, listen)
+        lockstep = Lockstep(reference.backend, backends, listen, parts)
         truth = Pipeline(reference.config, lockstep, reference.tokenizer)(
             case.given,
             case.prompt,

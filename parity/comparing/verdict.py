@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from videomar.demo.measure import Score, summary
+from videomar.graphs import HEAD_CONDITION, HEAD_STEP
 from videomar.parity.comparing.figures import Spot
 from videomar.parity.comparing.ladder import Climb, Ladder
-from videomar.tolerances import CLIP, FORCED, GATES, RUNGS, TASK, Gate, coarser
+from videomar.tolerances import CLIP, FORCED, GATES, HEAD, RUNGS, TASK, Gate, coarser
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Verdict:
         bound = f"{'>=' if miss.gate.at_least else '<='} {miss.gate.limit:g}"
         text = f"{self.label} misses rung {miss.gate.rung}: {miss.gate.measure} is {got}, expected {bound}{where}"
         text += f" ({miss.note})" if miss.note else ""
-        return f"{text}; videomar bisect {names} finds the layer" if names else text
+        # What bisect looks into is the head as it is run here.
+        return f"{text}; videomar bisect {names} finds the layer" if names and miss.gate.rung in RUNGS else text
 
 
 def judge(ladder: Ladder, label: str, precisions: Sequence[str], first: Sequence[Finding] = ()) -> Verdict:
@@ -75,7 +77,20 @@ def judge(ladder: Ladder, label: str, precisions: Sequence[str], first: Sequence
             if stat is not None and stat.worst is None:
                 findings.append(Finding(Gate(rung, "relative_l2", 1.0), None, False, stat.where))
     findings.sort(key=lambda finding: RUNGS.index(finding.gate.rung))
-    return Verdict(label, name, (*first, *findings))
+    return Verdict(label, name, (*first, *_parts(name, climb), *findings))
+
+
+def _parts(precision: str, climb: Climb) -> list[Finding]:
+    """What only engines run of a directory is held to the gate of the whole head."""
+    if climb.parts is None:
+        return []
+    gate = Gate(HEAD_STEP, "relative_l2", next(g.limit for g in GATES[precision] if g.rung == HEAD))
+    stat = climb.parts.stats.get("relative_l2")
+    if stat is None:
+        return [Finding(gate, None, None, None, f"{HEAD_CONDITION} and {HEAD_STEP} are not in this directory")]
+    return [
+        Finding(gate, stat.worst, gate.passes(stat.worst), stat.where, f"after {HEAD_CONDITION}, as engines run it")
+    ]
 
 
 def _finding(gate: Gate, climb: Climb, reference: Sequence[Score]) -> Finding:

@@ -35,13 +35,13 @@ def check_clip(config: ModelConfig, sampling: SamplingConfig, arrays: Arrays) ->
         ("decoded", "float32", (1, 3, sampling.frames, sampling.height, sampling.width)),
     ]
     for i, step in enumerate(clip.steps):
-        wanted.append((f"z/{i}", "float32", (sampling.branches, max(1, step.predicted), config.transformer.width)))
+        wanted.append((f"z/{i}", "float32", (step.branches, max(1, step.predicted), config.transformer.width)))
     predicting = [step for step in clip.steps if step.predicted]
     for i, step in enumerate(predicting):
         n, at = step.predicted, f"{step.frame}/{step.index}"
         wanted.append((f"sampled/{i}", "float32", (n, c)))
         wanted.append((f"initial/{at}", "float32", (n, c)))
-        wanted.append((f"steps/{at}", "float32", (sampling.head_steps, n, c)))
+        wanted.append((f"steps/{at}", "float32", (step.head_steps, n, c)))
         wanted.append((f"order/{step.frame}", "int64", (shape.tokens,)))
     for name, dtype, axes in wanted:
         sizes = _fit(TensorSpec(name, dtype, axes), arrays, sizes)

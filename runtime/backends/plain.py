@@ -137,14 +137,7 @@ class PlainClip:
         return np.concatenate([self._past[name], np.delete(self._frame[name], part, axis=2)], axis=2)
 
     def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        run, scale = self._backend.run, np.full(1, guidance, np.float32)
-        schedule = self._plan.schedules[len(draws)]
-        made = run(HEAD_CONDITION, {"timesteps": schedule.timesteps, "z": self._z})
-        x = initial
-        for i, (coefficients, draw) in enumerate(zip(schedule.coefficients, draws, strict=True)):
-            feeds = {"x": x, "step_coefficients": coefficients, "draw": draw.astype(np.float32), "guidance": scale}
-            x = run(HEAD_STEP, feeds | modulations_of(made, i))["next"]
-        return x
+        return sample_in_parts(self._backend.run, self._plan, self._z, guidance, initial, draws)
 
     def z(self) -> np.ndarray:
         return self._z.astype(np.float32)
@@ -162,6 +155,19 @@ class PlainClip:
 
     def close(self) -> None:
         self._results, self._past, self._text, self._frame = {}, {}, {}, {}
+
+
+def sample_in_parts(
+    run: Run, plan: ClipPlan, z: np.ndarray, guidance: float, initial: np.ndarray, draws: np.ndarray
+) -> np.ndarray:
+    """The diffusion head as engines run it: its modulations ahead, then step by step. z: [branches, N, width]; the
+    others as of `Clip.sample`, and so is the result."""
+    scale, schedule, x = np.full(1, guidance, np.float32), plan.schedules[len(draws)], initial
+    made = run(HEAD_CONDITION, {"timesteps": schedule.timesteps, "z": z})
+    for i, (coefficients, draw) in enumerate(zip(schedule.coefficients, draws, strict=True)):
+        feeds = {"x": x, "step_coefficients": coefficients, "draw": draw.astype(np.float32), "guidance": scale}
+        x = run(HEAD_STEP, feeds | modulations_of(made, i))["next"]
+    return x
 
 
 def modulations_of(made: Mapping[str, np.ndarray], step: int) -> Arrays:

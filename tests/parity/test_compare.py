@@ -13,9 +13,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from videomar.artifacts import read_manifest, write_manifest
+from videomar.artifacts import read_manifest, write_directory, write_manifest
 from videomar.cli import main
-from videomar.graphs import TOKENIZER_DECODER, TRANSFORMER_STEP
+from videomar.graphs import GRAPHS, TOKENIZER_DECODER, TRANSFORMER_STEP
 
 OPTIONS = "--frames 17 --threads 1 --backend ort-cpu --prompt".split() + ["a red circle falls"]
 
@@ -161,6 +161,43 @@ def test_an_altered_decoder_is_missed_at_the_pixels(
     data = json.loads(files["json"].read_text())
     assert not data["passed"] and not data["candidates"][0]["passed"]
     assert "missed" in files["html"].read_text() and files["png"].stat().st_size > 1000
+
+
+RUNG_OF = {  # graph -> the first rung that its fault is missed at
+    "text_encoder": "text",
+    "text_key_values": "z",
+    "tokenizer_encoder": "encoded",
+    "tokenizer_decoder": "decoded",
+    "transformer_step": "z",
+    "diffusion_head": "head",
+    "head_condition": "head_step",
+    "head_step": "head_step",
+}
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_fault_in_any_graph_of_a_directory_is_missed(
+    tiny_artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], graph: str
+) -> None:
+    matrices = weights(tiny_artifacts, graph, 5 if graph.startswith("tokenizer") else 2)
+    bad = spoiled(tiny_artifacts, tmp_path / "bad", graph, matrices[-1], "scaled")
+    assert compare(tiny_artifacts, bad) == 1
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    assert last.startswith(f"bad misses rung {RUNG_OF[graph]}: ")
+    assert ("videomar bisect" in last) == (RUNG_OF[graph] != "head_step"), "bisect looks into the head that is run"
+
+
+def test_what_a_directory_does_not_hold_is_said(
+    tiny_artifacts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with write_directory(tmp_path / "few") as few:
+        for file in tiny_artifacts.iterdir():
+            if file.stem not in ("head_step", "manifest"):
+                (few / file.name).hardlink_to(file)
+        write_manifest(few, read_manifest(tiny_artifacts))
+    assert compare(tiny_artifacts, tmp_path / "few") == 0
+    said = capsys.readouterr().out
+    assert "not judged (head_condition and head_step are not in this directory)" in said
 
 
 # ---- what cannot be done
