@@ -10,7 +10,7 @@ OUT ?= out
 TORCH ?= torch==2.13.0
 RTX := onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 tensorrt-rtx-cu13-bindings==1.7.1.116 polygraphy
 
-.PHONY: demo test gate lint bench evaluate clean
+.PHONY: demo test lowest gate lint bench evaluate clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,11 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto
+
+# The least versions that pyproject.toml allows, on the oldest Python, run what this version exports.
+lowest: $(VENV)/.installed
+	$(BIN)/videomar export models/demo -o $(OUT)/demo-portable --emitter portable
+	$(BIN)/python .ci/lowest.py $(OUT)/demo-portable
 
 # Every graph of the demo model through TensorRT-RTX's builder, no GPU needed.
 gate: $(VENV)/.installed

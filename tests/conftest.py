@@ -35,6 +35,30 @@ class GraphFile(Protocol):
     ) -> Path: ...
 
 
+def ours(home: Path) -> dict[Path, int]:
+    """What is of this program in a home: its name in a path, two folders deep, and when it was changed."""
+    places = (home, *(home / name for name in (".cache", ".config", ".local/share", ".local/state")))
+    found = (path for place in places if place.is_dir() for path in place.iterdir() if "videomar" in path.name.lower())
+    return {path: path.stat().st_mtime_ns for top in found for path in (top, *top.rglob("*"))}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home_untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Caches go to a folder of the session's; what appears in the real home all the same is a failure."""
+    home = Path.home()
+    before, told = ours(home), os.environ.get("XDG_CACHE_HOME")
+    # pip's and the browser's stay: they are not ours, and to fetch all again takes minutes.
+    os.environ.setdefault("PIP_CACHE_DIR", str(Path(told or home / ".cache") / "pip"))
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if told is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = told
+    appeared = sorted(str(path) for path, changed in ours(home).items() if before.get(path) != changed)
+    assert not appeared, f"tests wrote into the real home: {', '.join(appeared)}"
+
+
 @pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
     """Strides of the demo, everything else as small as it goes; with a system prompt of four words."""
