@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from videomar.artifacts import read_manifest
 from videomar.calibration.calibrate import Outcome, calibrate
@@ -14,12 +14,13 @@ from videomar.calibration.clips import CalibrationClip, demo_clips, read_list
 from videomar.calibration.options import Options
 from videomar.calibration.overflow import FP16_MOST
 from videomar.calibration.pays import advice, elsewhere
+from videomar.calibration.writing import REPORT, strict
+from videomar.demo.look import of_the_demo
 from videomar.errors import InputError
 from videomar.fields import Fields
 from videomar.options import sampling_of, sampling_options
+from videomar.progress import Progress
 from videomar.runtime.system import System
-
-_BAR = "{desc}: {n_fmt}/{total_fmt} {unit} [{elapsed} passed, {remaining} left]"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -38,19 +39,18 @@ def run(args: argparse.Namespace) -> int:
         threads=args.threads,
         backend=args.backend,
     )
-    with tqdm(total=1, unit="step", leave=False, disable=None, bar_format=_BAR) as bar:
-
-        def progress(stage: str, done: int, of: int) -> None:
-            bar.total, bar.n = of or None, done
-            bar.set_description(stage)
-
-        outcome = calibrate(args.directory, args.output, clips, args.ranges, options, args.force, progress)
-    if outcome is None:
+    with Progress() as progress:
+        outcome = calibrate(args.directory, args.output, clips, args.ranges, options, args.force, progress.at)
+    if args.json:
+        report = outcome.report if outcome else json.loads((args.output / REPORT).read_text())
+        data = {"output": os.fsdecode(args.output), "wrote": bool(outcome and outcome.written)} | strict(report)
+        print(json.dumps(data, indent=2, allow_nan=False))
+    elif outcome is None:
         print(f"{args.output} is up to date (the same graphs, clips, options and versions)")
         if line := elsewhere(_timing(args.output), System()):
             print(line)
-        return 0
-    print("\n".join(_as_text(args.output, outcome)))
+    else:
+        print("\n".join(_as_text(args.output, outcome)))
     return 0
 
 
@@ -72,7 +72,7 @@ def _clips(args: argparse.Namespace) -> list[CalibrationClip]:
     clips = [clip for i, file in enumerate(args.clips) for clip in read_list(file, args.given, 10**6 * i)]
     if args.demo:
         config = read_manifest(args.directory).config
-        if config.text.vocab_size > 100:
+        if not of_the_demo(config):
             raise InputError(
                 f"--demo is for models of the demo world, {args.directory} holds {config.name}; give --clips"
             )

@@ -99,7 +99,7 @@ def write(
             }
             if options.only_if_faster and timing.speed <= 1:
                 raise _NotFaster
-            atomic_write(folder / REPORT, json.dumps(_strict(report), indent=1, allow_nan=False) + "\n")
+            atomic_write(folder / REPORT, json.dumps(strict(report), indent=1, allow_nan=False) + "\n")
             short = ("model", "source", "plan", "kept", "errors", "bytes", "timing")
             made.extra["calibration"] = {key: report[key] for key in short}
             made.checks[TRANSFORMER_STEP] = {"z": errors.relative}
@@ -194,10 +194,10 @@ def _timing(source: Source, folder: Path, made: Manifest, options: Options) -> t
         floating.close()
 
 
-def _strict(data: Any) -> Any:
+def strict(data: Any) -> Any:
     """Without NaN and infinity, which JSON does not have: null instead."""
     if isinstance(data, dict):
-        return {key: _strict(value) for key, value in data.items()}
+        return {key: strict(value) for key, value in data.items()}
     if isinstance(data, list):
-        return [_strict(value) for value in data]
+        return [strict(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data

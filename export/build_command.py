@@ -6,11 +6,11 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from tqdm import tqdm
-
+from videomar.console import log
 from videomar.errors import InputError
 from videomar.export.engine import build_engines
 from videomar.export.sources import BuildOptions, open_source, trtexec_commands
+from videomar.progress import Progress
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,20 +28,14 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.gate:
         return _gate(args.directories, args.preset, options)
-    if len(args.directories) != 1 or args.output is None:
+    if len(args.directories) != 1 or (args.output is None and not args.print_trtexec):
         raise InputError("give one artifact directory and -o ENGINES (several, and no -o, only with --gate)")
-    directory, output = args.directories[0], args.output
+    directory, output = args.directories[0], args.output or Path("ENGINES")
     if args.print_trtexec:
         print("\n".join(trtexec_commands(open_source(directory, options), output, options)))
         return 0
-    form = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed} passed, {remaining} left]"
-    with tqdm(total=1, leave=False, disable=None, bar_format=form) as bar:
-
-        def progress(stage: str, done: float, total: float) -> None:
-            bar.total, bar.n = total, done
-            bar.set_description(stage)
-
-        manifest = build_engines(directory, output, options, args.force, progress, note=tqdm.write)
+    with Progress() as progress:
+        manifest = build_engines(directory, output, options, args.force, progress.at, note=log.info)
     if manifest is None:
         print(f"{output} is up to date (the same graphs, options, TensorRT and GPU)")
         return 0
@@ -61,8 +55,8 @@ def _gate(directories: list[Path], preset: str | None, options: BuildOptions) ->
         options = dataclasses.replace(options, builder="tensorrt-rtx")
     print(f"{'graph':18} {'emitter':8} {'type':4} {'engine MiB':>10} {'seconds':>8} {'peak GiB':>8}")
     failed = tried = 0
-    with tqdm(total=0, leave=False, disable=None, bar_format="{desc} [{elapsed}]") as bar:
-        say = bar.set_description
+    with Progress() as progress:
+        say = progress.step
         rows = gate_preset(preset, options, progress=say) if preset else gate(directories, options, progress=say)
         for row in rows:
             line = f"{row.graph:18} {row.emitter:8} {row.precision:4} "
@@ -74,6 +68,6 @@ def _gate(directories: list[Path], preset: str | None, options: BuildOptions) ->
                 size, peak = row.engine_bytes / 2**20, row.peak_bytes / 2**30
                 line += f"{size:10.1f} {row.seconds:8.1f} {peak:8.2f}"
             failed, tried = failed + bool(row.error), tried + (not row.note)
-            bar.write(line)
+            progress.write(line)
     print(f"{tried - failed} of {tried} graphs built.", PROVES.format(builder=options.builder))
     return 1 if failed else 0

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,13 +19,12 @@ import cv2
 import numpy as np
 
 from videomar.errors import InputError
+from videomar.runtime.encoders import FORMATS, STREAM, Encoder, Format, Writable
 from videomar.unfinished import folder
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-VIDEO_SUFFIXES = (".mp4",)
 
-_BT709, _LIMITED, FULL_RANGE = 1, 1, 2  # colour matrix and ranges, as FFmpeg numbers them
-SCALING = 4 | 0x40000 | 0x2000  # bicubic, accurate rounding (else every colour is a level too dark), full chroma
+FULL_RANGE = 2  # of colours, as FFmpeg numbers it
 
 
 def load_picture(path: str | Path) -> np.ndarray:
@@ -75,49 +74,44 @@ def to_frames(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis((levels + np.float32(0.5)).astype(np.uint8), 0, -1))
 
 
-# x264's macroblock tree reads memory that it never wrote, at least for small pictures: with it the same frames gave
-# another file each time.
-_X264 = {"crf": "18", "x264-params": "mbtree=0"}
-
-
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fraction) -> None:
-    """Write [h, w, 3] uint8 RGB frames, as they come, as an H.264 mp4 that a browser can play while it loads.
+    """Write [h, w, 3] uint8 RGB frames, as they come, as H.264 .mp4, VP9 .webm, or a .gif or .webp that moves.
 
-    Odd sizes grow by one row or column that repeats the edge, since 4:2:0 chroma needs even ones. An earlier file
-    is replaced when the last frame is in; whatever fails, also in `frames`, leaves it alone and nothing behind.
+    A browser plays the first two while they load; there odd sizes grow by one row or column that repeats the edge,
+    since 4:2:0 chroma needs even ones. An earlier file is replaced when the last frame is in; whatever fails, also in
+    `frames`, leaves it alone and nothing behind.
     Raises InputError for a target that cannot be written, ValueError for no frames or frames of different sizes.
     """
-    _check_target(path, VIDEO_SUFFIXES, "for a video (or a directory, for numbered .png pictures)")
+    check_target(path, tuple(FORMATS), "for a video (or a directory, for numbered .png pictures)")
+    _check_fps(fps)
+    with whole(path) as temporary:
+        _encode_all(path, str(temporary), frames, fps, FORMATS[Path(path).suffix.lower()])
+
+
+def stream_video(target: Writable, frames: Iterable[np.ndarray], fps: float | Fraction) -> None:
+    """Write frames as `write_video` does, as a fragmented mp4, to what only has a `write`, such as a pipe."""
+    _check_fps(fps)
+    _encode_all("standard output", target, frames, fps, STREAM)
+
+
+def _encode_all(
+    name: str | Path, target: str | Writable, frames: Iterable[np.ndarray], fps: float | Fraction, how: Format
+) -> None:
+    with _writing(name):
+        encoder = Encoder(target, fps, how)
+    try:
+        for frame in _alike(frames):
+            with _writing(name):
+                encoder.add(frame)
+        with _writing(name):
+            encoder.finish()
+    finally:
+        encoder.close()
+
+
+def _check_fps(fps: float | Fraction) -> None:
     if not 0.1 <= fps <= 1000:
         raise InputError(f"fps is {fps}, expected 0.1 to 1000; 24 is usual")
-    with whole(path) as temporary:
-        with _writing(path):
-            container = av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"})
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=dict(_X264))
-        try:
-            for index, frame in enumerate(_alike(frames)):
-                picture = to_picture(frame)
-                if index == 0:
-                    stream.height, stream.width, stream.pix_fmt = picture.height, picture.width, "yuv420p"
-                    context = stream.codec_context  # untagged, every player would guess the colours its own way
-                    context.color_primaries = context.color_trc = context.colorspace = _BT709
-                    context.color_range = _LIMITED
-                picture.pts = index
-                with _writing(path):
-                    container.mux(stream.encode(picture))
-            with _writing(path):
-                container.mux(stream.encode(None))
-                container.close()
-        finally:
-            with suppress(Exception):  # after a failure closing fails too; the first error is the one to tell
-                container.close()
-
-
-def to_picture(frame: np.ndarray) -> av.VideoFrame:
-    """A frame as an H.264 encoder takes it: [h, w, 3] uint8 RGB -> yuv420p of even size, BT.709, limited range."""
-    even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
-    rgb = av.VideoFrame.from_ndarray(even, format="rgb24")
-    return rgb.reformat(format="yuv420p", dst_colorspace=_BT709, dst_color_range=_LIMITED, interpolation=SCALING)
 
 
 def write_pictures(directory: str | Path, frames: Iterable[np.ndarray]) -> None:
@@ -139,13 +133,20 @@ def write_pictures(directory: str | Path, frames: Iterable[np.ndarray]) -> None:
                 (temporary / f"frame_{index:04d}.png").write_bytes(_encode(".png", frame))
 
 
+def check_picture_target(path: str | Path) -> None:
+    """Raise InputError now for a picture that `write_picture` could not write after the work."""
+    check_target(path, PICTURE_SUFFIXES, "for a picture")
+    with _writing(path), folder(Path(os.path.realpath(path))):
+        pass
+
+
 def write_picture(path: str | Path, picture: np.ndarray) -> None:
     """Write a [h, w, 3] uint8 RGB picture, whole or not at all, in the format its suffix names.
 
     Raises InputError for an unknown suffix or a target that cannot be written.
     """
     _check(picture, 3)
-    _check_target(path, PICTURE_SUFFIXES, "for a picture")
+    check_target(path, PICTURE_SUFFIXES, "for a picture")
     with whole(path) as temporary, _writing(path):
         temporary.write_bytes(_encode(Path(path).suffix, picture))
 
@@ -212,7 +213,8 @@ def _alike(frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         raise ValueError("there are no frames, expected at least one")
 
 
-def _check_target(path: str | Path, suffixes: tuple[str, ...], purpose: str) -> None:
+def check_target(path: str | Path, suffixes: tuple[str, ...], purpose: str) -> None:
+    """Raise InputError for a file name that says nothing of the format, or names a directory."""
     suffix = Path(path).suffix
     if suffix.lower() not in suffixes:
         got = f"ends in {suffix}" if suffix else "has no suffix"
@@ -237,6 +239,8 @@ def whole(path: str | Path) -> Iterator[Path]:
 def _telling(path: str | Path, verb: str, wanted: str) -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:  # whoever reads has seen enough
+        raise
     except (OSError, av.FFmpegError) as error:
         raise InputError(f"{path} cannot be {verb} ({error.strerror}), expected {wanted}") from None
 

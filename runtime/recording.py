@@ -18,7 +18,8 @@ import av
 import numpy as np
 
 from videomar.errors import InputError
-from videomar.runtime.media import FULL_RANGE, SCALING, pictures, reading
+from videomar.runtime.encoders import SCALING, pulled
+from videomar.runtime.media import FULL_RANGE, pictures, reading
 
 _SLACK = 0.02  # of a frame of the model: containers round their timestamps, Matroska to a millisecond
 _HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics as FFmpeg numbers them
@@ -135,10 +136,10 @@ class Recording:
                 yield matrix, frame
                 continue
             graph.push(frame)
-            yield from ((matrix, whole) for whole in _pulled(graph))
+            yield from ((matrix, whole) for whole in pulled(graph))
         if graph is not None:
             graph.push(None)
-            yield from ((matrix, whole) for whole in _pulled(graph))
+            yield from ((matrix, whole) for whole in pulled(graph))
 
     def _warn_of_hdr(self, context: av.VideoCodecContext) -> None:
         curve = _HDR.get(context.color_trc or 0)
@@ -223,13 +224,3 @@ def _deinterlacer(stream: av.VideoStream) -> av.filter.Graph:
     filters = (graph.add_buffer(template=stream), graph.add("bwdif", "mode=send_frame"), graph.add("buffersink"))
     graph.link_nodes(*filters).configure()
     return graph
-
-
-def _pulled(graph: av.filter.Graph) -> Iterator[av.VideoFrame]:
-    while True:
-        try:
-            frame = graph.pull()
-        except (av.BlockingIOError, av.EOFError):
-            return
-        if isinstance(frame, av.VideoFrame):  # a graph of pictures gives nothing else
-            yield frame

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from videomar.console import log
 from videomar.runtime.prompt import PromptCut
 from videomar.serving.server import Server
 from videomar.serving.settings import Limits, Settings, read_keys
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
         return fleet.run(given, *args.fleet, args.replica_gpus)
     site = given.open()
-    print(site.pipe.why)
+    log.info("%s", site.pipe.why)
     server = Server(site)
     server.run()
     return 0 if server.started else 2

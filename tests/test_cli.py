@@ -76,6 +76,11 @@ def one_line(text: str, command: str) -> str:
     return text.rstrip("\n")
 
 
+def without_status(text: str) -> str:
+    """What is said besides the backend and, on a slow machine, progress."""
+    return re.sub(r"^(backend .*|.* passed(, about .* left)?)\n", "", text, flags=re.MULTILINE)
+
+
 @pytest.fixture
 def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
     """Run a command that must be refused, with nothing changed on disk; returns its one line."""
@@ -83,9 +88,9 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
     def refuse(*argv: object) -> str:
         before = tree(tmp_path)
         code, printed = run(*argv), capsys.readouterr()
-        assert code == 2 and re.fullmatch(r"(backend .*\n)?", printed.out)
+        assert code == 2 and not printed.out
         assert tree(tmp_path) == before
-        return one_line(printed.err, str(argv[0]))
+        return one_line(without_status(printed.err), str(argv[0]))
 
     return refuse
 
@@ -158,9 +163,10 @@ def test_a_picture_and_a_sentence_become_an_h264_video(
     printed = capsys.readouterr()
     assert re.search(
         r"9 frames of \d+x\d+; first generated frame after \d+\.\d\d s, all after \d+\.\d\d s, \d+\.\d generated",
-        printed.out,
+        printed.err,
     )
-    assert re.search(r"time in .*transformer \d", printed.out) and "peak memory" in printed.out
+    assert re.search(r"time in .*transformer \d", printed.err) and "peak memory" in printed.err
+    assert printed.out == f"{file}\n"
 
 
 def test_fps_and_fit_are_options_of_one_generation(tiny_artifacts: Path, tmp_path: Path, out: Path) -> None:
@@ -212,7 +218,7 @@ def test_start_chooses_the_given_frames_and_join_puts_what_comes_before_them_in_
     alone, joined = load_clip(out / "alone"), load_clip(out / "joined")
     size = default_size(tiny_artifacts)
     np.testing.assert_array_equal(joined, np.concatenate([fit(load_clip(out.parent / "clip.mp4", 6), *size), alone]))
-    assert "joined: 23 frames" in capsys.readouterr().out
+    assert "joined: 23 frames" in capsys.readouterr().err
 
 
 def test_a_picture_comes_through_standard_input(
@@ -277,8 +283,8 @@ def test_the_module_runs_as_a_command_without_a_bar_in_the_log(tiny_artifacts: P
     done = subprocess.run(
         [sys.executable, "-m", "videomar", *map(str, command)], capture_output=True, text=True, timeout=120, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "generated frames/s" in done.stdout and (out / "clip.mp4").is_file()
+    assert (done.returncode, done.stdout) == (0, f"{out / 'clip.mp4'}\n")
+    assert "generated frames/s" in done.stderr and "%|" not in done.stderr and (out / "clip.mp4").is_file()
 
 
 def test_a_prompt_embedded_elsewhere_gives_the_same_video(tiny_artifacts: Path, picture: Path, out: Path) -> None:
@@ -310,6 +316,107 @@ def test_a_window_changes_long_clips_and_two_passes_change_nothing(
     assert np.array_equal(every[:17], window[:17]), "up to there every frame sees all before it"
     assert np.abs(every - window)[25:].max() > 2
     assert np.abs(every - passes).max() <= 1
+
+
+# Where it writes
+
+
+def test_an_mp4_goes_to_standard_output_alone_as_it_is_made(
+    tiny_artifacts: Path, picture: Path, tmp_path: Path
+) -> None:
+    words = ("--image", picture, "--prompt", PROMPT, "-o", "-", *LEAST)
+    command = [sys.executable, "-m", "videomar", "generate", *map(str, (tiny_artifacts, *words))]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, timeout=120, check=False)
+    assert done.returncode == 0 and b"generated frames/s" in done.stderr
+    with av.open(BytesIO(done.stdout)) as container:
+        assert (container.format.name.split(",")[0], container.streams.video[0].codec_context.name) == ("mov", "h264")
+        assert sum(1 for _ in container.decode(video=0)) == 9
+    assert done.stdout[4:8] == b"ftyp" and done.stdout.count(b"moof") > 1
+    assert {path.name for path in tmp_path.iterdir()} == {"start.png"}
+
+
+def test_a_reader_that_closes_early_ends_the_clip_without_an_error(tiny_artifacts: Path, picture: Path) -> None:
+    words = ("--image", picture, "--prompt", PROMPT, "-o", "-", *ENDLESS, "-q")
+    command = [sys.executable, "-m", "videomar", "generate", *map(str, (tiny_artifacts, *words))]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout and process.stderr and process.stdout.read(8)[4:] == b"ftyp"
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(120)) == (b"", 0)
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("words", [("--json",), ()], ids=["json too", "a terminal"])
+def test_standard_output_is_refused_where_it_holds_something_else(
+    words: tuple[str, ...], tiny_artifacts: Path, picture: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not words:
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    line = refused("generate", tiny_artifacts, "--image", picture, "--prompt", PROMPT, "-o", "-", *words)
+    assert "standard output" in line and "give" in line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("export", "DIR", "-o", "-"), ("embed", "DIR", "--prompt", "a", "-o", "-"), ("evaluate", "DIR", "--json", "-")],
+    ids=str,
+)
+def test_a_dash_is_no_place_for_the_other_commands(command: tuple[str, ...], refused: Refused) -> None:
+    assert "is -, expected a path" in refused(*command)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".webm", "vp9"), (".gif", "gif")])
+def test_the_suffix_chooses_the_format(
+    suffix: str, codec: str, tiny_artifacts: Path, picture: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("generate", tiny_artifacts, "--image", picture, "--prompt", PROMPT, *LEAST, "--quiet")
+    assert run(*command, "-o", out / f"clip{suffix}") == 0
+    assert capsys.readouterr() == (f"{out / 'clip'}{suffix}\n", "")
+    with av.open(str(out / f"clip{suffix}")) as container:
+        assert container.streams.video[0].codec_context.name == codec
+        assert sum(1 for _ in container.decode(video=0)) == 9
+
+
+def test_a_contact_sheet_holds_the_frames_in_rows(tiny_artifacts: Path, picture: Path, out: Path) -> None:
+    command = ("generate", tiny_artifacts, "--image", picture, "--prompt", PROMPT, *LEAST, "-o", out / "frames")
+    assert run(*command, "--contact-sheet", out / "sheet.png") == 0
+    sheet, frames = cv2.imread(str(out / "sheet.png")), load_clip(out / "frames")
+    assert sheet is not None
+    (height, width), scale = default_size(tiny_artifacts), 8  # 1600 pixels of 8 frames of 24
+    assert sheet.shape == (2 * height * scale + 2, 8 * (width * scale + 2) - 2, 3)
+    row, column = height * scale + 2, width * scale + 2
+    np.testing.assert_array_equal(
+        sheet[: height * scale : scale, column : column + width * scale : scale, ::-1], frames[1]
+    )
+    np.testing.assert_array_equal(sheet[row::scale, : width * scale : scale, ::-1], frames[8])
+
+
+@pytest.mark.parametrize("name", ["sheet.mp4", "none/sheet.png"])
+def test_a_contact_sheet_that_cannot_be_is_refused_before_anything_is_generated(
+    name: str, tiny_artifacts: Path, picture: Path, out: Path, refused: Refused
+) -> None:
+    command = ("generate", tiny_artifacts, "--image", picture, "--prompt", PROMPT, *ENDLESS, "-o", out / "clip.mp4")
+    assert str(out / name) in refused(*command, "--contact-sheet", out / name)
+
+
+def test_generate_says_as_json_what_it_made(
+    tiny_artifacts: Path, picture: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ("generate", tiny_artifacts, "--image", picture, "--prompt", PROMPT, *LEAST, "--seed", 5)
+    assert run(*command, "-o", out / "clip.mp4", "--json") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["output"], data["frames"], data["seed"]) == (str(out / "clip.mp4"), 9, 5)
+    assert data["sampling"]["mask_steps"] == 1 and data["sampling"]["height"] == default_size(tiny_artifacts)[0]
+    assert 0 < data["seconds"]["first_frame"] <= data["seconds"]["total"]
+    assert sum(data["seconds"]["stages"].values()) <= data["seconds"]["total"]
+    assert data["peak_memory_bytes"] > 1 << 20
+
+
+def test_verbose_says_where_an_error_was_raised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("inspect", tmp_path / "none", "-v") == 2
+    error = capsys.readouterr().err
+    assert "Traceback" in error and error.splitlines()[-1].startswith("videomar inspect: ")
+    assert run("inspect", tmp_path / "none") == 2
+    one_line(capsys.readouterr().err, "inspect")
 
 
 # The other commands
@@ -373,7 +480,7 @@ def test_evaluate_prints_its_figures_and_writes_them_as_json(
     assert run(*command, "--json", out / "missing" / "figures.json") == 2
     printed = capsys.readouterr()
     assert f"{figures['psnr_mean']:.2f} dB" in printed.out
-    assert "missing" in one_line(printed.err, "evaluate")
+    assert "missing" in one_line(without_status(printed.err), "evaluate")
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -603,7 +710,8 @@ def test_what_is_no_clip_is_refused_by_name(
 
 
 OUTPUTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "clip.avi": (lambda path: None, "expected .mp4"),
+    "clip.avi": (lambda path: None, "expected .mp4, .webm, .gif, .webp for a video (or a directory"),
+    "clip.png": (lambda path: None, "expected .mp4, .webm, .gif, .webp for a video (or a directory"),
     "missing/clip.mp4": (lambda path: None, "No such file or directory"),
     "missing/frames": (lambda path: None, "No such file or directory"),
     "directory.mp4": (lambda path: path.mkdir(), "is a directory"),

@@ -44,25 +44,25 @@ LAYERS = {  # layer -> layers it may import, and packages besides the standard l
             "onnx",
             "onnx_ir",
             "onnxruntime",
-            "tqdm",
         },
     ),
     "calibration": (
         {"vocabulary", "model", "runtime", "calibration"},
-        {"numpy", "torch", "onnx", "onnxruntime", "tqdm"},
+        {"numpy", "torch", "onnx", "onnxruntime"},
     ),
-    "parity": ({"vocabulary", "model", "runtime", "parity"}, {"numpy", "cv2", "onnxruntime", "tqdm"}),
-    "training": ({"vocabulary", "model", "runtime", "training"}, {"numpy", "torch", "safetensors", "tqdm"}),
+    "parity": ({"vocabulary", "model", "runtime", "parity"}, {"numpy", "cv2", "onnxruntime"}),
+    "training": ({"vocabulary", "model", "runtime", "training"}, {"numpy", "torch", "safetensors"}),
     "serving": (
         {"vocabulary", "runtime", "serving"},
         {"numpy", "cv2", "av", "fastapi", "starlette", "uvicorn", "prometheus_client", "sqlalchemy", "fsspec", "ray"},
     ),
     "top": (
         {"vocabulary", "model", "runtime", "export", "calibration", "parity", "training", "serving", "top"},
-        {"numpy", "tqdm"},
+        {"numpy"},
     ),
 }
 EXCEPTIONS = {  # (module, package): why
+    ("videomar.progress", "tqdm"): "the bar, on a terminal",
     ("videomar.demo.words", "tokenizers"): "writes the demo's tokenizer.json",
     ("videomar.parity.reference", "torch"): "the PyTorch side of a comparison",
     ("videomar.parity.subject", "torch"): "opens it, where PyTorch is installed",
@@ -181,7 +181,7 @@ def test_the_layers_have_no_way_round() -> None:
     assert not below
 
 
-UNBURDENED = ("videomar.errors", "videomar.options", "videomar.stopping")
+UNBURDENED = ("videomar.console", "videomar.errors", "videomar.options", "videomar.progress", "videomar.stopping")
 
 
 def test_the_command_line_loads_nothing_before_it_runs_a_command() -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from videomar.config import DEMO
+from videomar.console import log
 from videomar.demo.world import FRAMES, render, sample_scene
 from videomar.model.tokenizer import VideoTokenizer
 from videomar.model.videomar import save_part
@@ -88,11 +89,10 @@ def train_tokenizer(out: Path, steps: int, minutes: float, seed: int, learning_r
         smooth = mse.item() if smooth is None else 0.98 * smooth + 0.02 * mse.item()
         step += 1
         if step % 250 == 0 or progress >= 1:
-            print(
+            log.info(
                 f"step {step} {progress:4.0%} train {10 * math.log10(4 / smooth):.2f} dB "
                 f"held-out {psnr(model, held_out):.2f} dB latent std {z.std():.2f} "
-                f"{(time.monotonic() - began) / 60:.1f} min",
-                flush=True,
+                f"{(time.monotonic() - began) / 60:.1f} min"
             )
             save_part(model, out / "video_tokenizer.safetensors")
     return psnr(model, held_out)

@@ -13,14 +13,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from videomar.config import DEMO, ModelConfig
+from videomar.console import log
 from videomar.demo.chance import CHANCES
 from videomar.demo.words import write_tokenizer
 from videomar.demo.world import MOTIONS, render, sample_scene
 from videomar.model.tokenizer import VideoTokenizer
 from videomar.model.videomar import VideoMAR, load_checkpoint, save_checkpoint
+from videomar.progress import Progress
 from videomar.runtime.prompt import PromptTokenizer
 from videomar.schedule import rope_tables
 from videomar.training.diffusion import DiffusionLoss
@@ -47,8 +48,10 @@ class Pool:
         self.mask = torch.zeros(clips, length, dtype=torch.bool)
         self.latents = torch.empty(0)
         self._next = 0
-        for _ in tqdm(range(clips // 20), desc="encoding clips", unit="x20"):
-            self.refresh(20)
+        with Progress(clips // 20) as progress:
+            for _ in range(clips // 20):
+                self.refresh(20)
+                progress.step("encoding clips")
 
     @torch.no_grad()
     def refresh(self, count: int) -> None:
@@ -145,7 +148,7 @@ def train_transformer(
         model.video_tokenizer.load_state_dict(tokenizer.state_dict())
         initialize(model)
     model.video_tokenizer.requires_grad_(False)
-    print(f"latent scale {model.config.tokenizer.latent_scale}, std {pool.latents.std():.3f} unscaled", flush=True)
+    log.info(f"latent scale {model.config.tokenizer.latent_scale}, std {pool.latents.std():.3f} unscaled")
     average = copy.deepcopy(model).requires_grad_(False)
     optimizers, loss = Optimizers(model), DiffusionLoss(DEMO.head.train_steps)
     began, step, progress, warm_up = time.monotonic(), 0, 0.0, 300 if start is None else 100
@@ -166,7 +169,7 @@ def train_transformer(
         step += 1
         if step % 100 == 0 or progress >= 1:
             losses = " ".join(f"frame {f}: {v:.4f}" for f, v in sorted(smooth.items()))
-            print(f"step {step} {progress:4.0%} {losses} {(time.monotonic() - began) / 60:.1f} min", flush=True)
+            log.info(f"step {step} {progress:4.0%} {losses} {(time.monotonic() - began) / 60:.1f} min")
             save_checkpoint(average, out)
 
 

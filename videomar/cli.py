@@ -7,30 +7,26 @@ import json
 import os
 import signal
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from itertools import chain, count
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any
 
+from videomar.console import log, noting, say_peak_memory, saying
 from videomar.errors import InputError, UserError
-from videomar.options import Run, levels_of, parser, sampling_of
+from videomar.options import Run, parser, sampling_of
+from videomar.progress import Progress
 from videomar.stopping import Stopped, stoppable
-
-if TYPE_CHECKING:
-    import numpy as np
-    from tqdm import tqdm
-
-    from videomar.config import SamplingConfig
-    from videomar.runtime.clip import ClipRun
-    from videomar.runtime.deadline import Deadline
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; 0 when it did what was asked, 2 for an error the user can mend, 130 or 143 for a signal."""
     args = parser(RUNS).parse_args(argv)
     run: Run = args.run
+    with saying(args.quiet, args.verbose):
+        return _run(args, run)
+
+
+def _run(args: argparse.Namespace, run: Run) -> int:
     try:
         with stoppable():
             code = run(args)
@@ -71,16 +67,9 @@ _EXTRA = {
 
 
 def _refuse(args: argparse.Namespace, why: str) -> int:
+    log.debug("where it was raised:", exc_info=True)
     print(f"videomar {args.command}: {why}", file=sys.stderr)
     return 2
-
-
-@contextmanager
-def _noting(args: argparse.Namespace) -> Iterator[None]:
-    """Show what the runtime warns of as one line of the command."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"videomar {args.command}: note: {message}", file=sys.stderr)
-        yield
 
 
 def _drop_output() -> None:
@@ -93,20 +82,13 @@ def _drop_output() -> None:
 
 def export(args: argparse.Namespace) -> int:
     """Write and check every graph of a checkpoint."""
-    from tqdm import tqdm
-
     if args.random_weights is None:
         _check_checkpoint(args.checkpoint, args.output)
     from videomar.export.export import export_checkpoint, export_random
     from videomar.export.islands import named_islands, read_islands
 
-    with tqdm(total=1, unit="stage", leave=False, disable=None, bar_format=_BAR) as bar:
-
-        def progress(stage: str, done: int, total: int) -> None:
-            bar.total, bar.n = total, done
-            bar.set_description(stage)
-
-        options = (args.output, args.precision, args.emitter, args.cache_tokens, args.force, progress)
+    with Progress() as progress:
+        options = (args.output, args.precision, args.emitter, args.cache_tokens, args.force, progress.at)
         if args.random_weights is None:
             islands = named_islands(args.fp32, read_islands(args.islands) if args.islands else {})
             wrote = export_checkpoint(args.checkpoint, *options, islands)
@@ -121,7 +103,7 @@ def export(args: argparse.Namespace) -> int:
         return 0
     print(f"wrote {args.output}; every graph agrees with PyTorch:")
     _print_checks(args.output)
-    _print_peak_memory()
+    say_peak_memory()
     return 0
 
 
@@ -149,99 +131,15 @@ def import_(args: argparse.Namespace) -> int:
     print(f"wrote {args.output}")
     for note in imported.notes:
         print(f"  {note}")
-    _print_peak_memory()
+    say_peak_memory()
     return 0
 
 
 def generate(args: argparse.Namespace) -> int:
     """Continue a picture or clip and write a video."""
-    from tqdm import tqdm
+    from videomar.runtime.generate_command import run
 
-    from videomar.runtime.deadline import start as in_time
-    from videomar.runtime.embedding import PromptEmbedding
-    from videomar.runtime.media import write_pictures, write_video
-    from videomar.runtime.pipeline import Pipeline
-
-    if (args.image is None) == (args.video is None):
-        raise InputError("give either --image (a picture) or --video (a clip whose last --given frames are continued)")
-    if args.image and (args.join or args.start is not None or args.no_resample):
-        raise InputError("--join, --start and --no-resample are for --video, got --image; leave them away")
-    if (args.prompt is None) == (args.text_embeddings is None):
-        raise InputError("give either --prompt (a sentence) or --text-embeddings (a file of `videomar embed`)")
-    as_video = args.output.suffix != ""
-    options = {"threads": args.threads, "backend": args.backend, "memory_check": not args.no_memory_check}
-    options["whole_prompt"] = args.whole_prompt
-    with ExitStack() as stack:
-        stack.enter_context(_noting(args))
-        pipe = stack.enter_context(Pipeline.open(args.directory, lean=args.deadline is None, **options))
-        print(pipe.why)
-        prompt = args.prompt
-        if args.text_embeddings is not None:
-            prompt = PromptEmbedding.load(args.text_embeddings, pipe.config.text)
-        sampling = sampling_of(pipe.config.sampling, args)
-        given, earlier = _given(args, pipe.config.sampling.fps, sampling)
-        if args.deadline is None:
-            deadline, run = None, pipe.start(given, prompt, seed=args.seed, sampling=sampling)
-        else:
-            run, deadline = in_time(
-                pipe, given, prompt, args.deadline, levels_of(pipe.config.sampling, args), args.seed
-            )
-        stack.enter_context(run)
-        bar = tqdm(total=len(run.steps), unit="step", leave=False, delay=2, disable=None, bar_format=_BAR)
-        joined = count()
-        before = (frame for frame, _ in zip(earlier, joined, strict=False))
-        frames = chain(before, _shown(run, stack.enter_context(bar), deadline))
-        if as_video:
-            write_video(args.output, frames, run.clip.sampling.fps)
-        else:
-            write_pictures(args.output, frames)
-    timing, sampling, made = run.timing, run.clip.sampling, run.shown - run.given
-    total = timing.total
-    print(
-        f"{args.output}: {next(joined) + run.shown} frames of {sampling.width}x{sampling.height}; first generated "
-        f"frame after {timing.first_frame:.2f} s, all after {total:.2f} s, {made / total:.1f} generated frames/s"
-    )
-    spent = ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in timing.seconds.items())
-    print(f"time in {spent}, rest {total - sum(timing.seconds.values()):.2f} s")
-    if deadline is not None:
-        print(deadline.told())
-    _print_peak_memory()
-    return 0
-
-
-def _given(
-    args: argparse.Namespace, rate: float, sampling: SamplingConfig
-) -> tuple[Path | np.ndarray, Iterator[np.ndarray]]:
-    """The picture or frames to continue, and with --join what comes before them, in the clip's size."""
-    from videomar.runtime.media import decode_picture
-    from videomar.runtime.recording import Recording
-    from videomar.runtime.resize import fit
-
-    if args.video is None:
-        piped = str(args.image) == "-"
-        return decode_picture(sys.stdin.buffer.read(), "standard input") if piped else args.image, iter(())
-    recording = Recording(args.video, rate, not args.no_resample)
-    excerpt = recording.excerpt(args.given, args.start)
-    for note in recording.notes:
-        print(note, file=sys.stderr)
-    size = sampling.height, sampling.width, sampling.fit
-    before = (fit(frame, *size) for frame in recording.before(excerpt.first)) if args.join else iter(())
-    return excerpt.frames, before
-
-
-def _shown(run: ClipRun, bar: tqdm[NoReturn], deadline: Deadline | None) -> Iterator[np.ndarray]:
-    """The pixel frames of a clip as they are ready, under a progress bar."""
-    while not run.finished:
-        step = run.left[0]
-        bar.set_description(f"latent frame {step.frame + 1} of {run.clip.shape.frames}", refresh=False)
-        frames = run.advance()
-        bar.update()
-        if deadline is not None:
-            deadline.done(step, run)
-            bar.total = len(run.steps)
-        if frames is not None:
-            yield from frames
-    run.timing.finish()
+    return run(args)
 
 
 def embed(args: argparse.Namespace) -> int:
@@ -249,7 +147,7 @@ def embed(args: argparse.Namespace) -> int:
     from videomar.runtime.pipeline import Pipeline
 
     options = {"threads": args.threads, "backend": args.backend, "whole_prompt": args.whole_prompt}
-    with _noting(args), Pipeline.open(args.directory, lean=True, **options) as pipe:
+    with noting(args.command), Pipeline.open(args.directory, lean=True, **options) as pipe:
         embedding = pipe.embed(args.prompt)
     embedding.save(args.output)
     print(f"{args.output}: {embedding.states.shape[1]} tokens of {embedding.states.shape[2]} numbers")
@@ -267,25 +165,23 @@ def inspect(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Measure an artifact directory on the demo world."""
-    from tqdm import tqdm
-
     from videomar.artifacts import atomic_write
     from videomar.demo.evaluate import evaluate as measure
+    from videomar.demo.look import of_the_demo
     from videomar.demo.report import as_text
     from videomar.runtime.pipeline import Pipeline
 
     with Pipeline.open(args.directory, threads=args.threads, backend=args.backend) as pipe:
-        print(pipe.why)
-        if pipe.config.text.vocab_size > 100:
+        log.info("%s", pipe.why)
+        if not of_the_demo(pipe.config):
             raise InputError(
                 f"{args.directory} holds {pipe.config.name}, expected a model of the demo world: only there is the "
                 "true future known"
             )
-        worlds = 2 if args.given == 1 else 1
-        with tqdm(total=worlds * args.cases, unit="clip", leave=False, delay=2, disable=None) as bar:
+        with Progress() as progress:
             figures = measure(
                 pipe,
-                progress=lambda done: bar.update(),
+                progress=progress.at,
                 cases=args.cases,
                 seed=args.seed,
                 frames=args.frames,
@@ -427,9 +323,6 @@ def doctor(args: argparse.Namespace) -> int:
     return 1 if args.strict and report.broken else 0
 
 
-_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed} passed, {remaining} left]"
-
-
 def _check_checkpoint(checkpoint: Path, output: Path) -> None:
     """Tell a mistaken directory from a damaged checkpoint, before PyTorch is loaded and before anything is replaced."""
     from videomar.artifacts import MANIFEST
@@ -450,14 +343,6 @@ def _print_checks(directory: Path) -> None:
 
     for graph, errors in read_manifest(directory).checks.items():
         print(f"  {graph:18} " + ", ".join(f"{name} {error:.1e}" for name, error in errors.items()))
-
-
-def _print_peak_memory() -> None:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 
 def _as_text(description: dict[str, Any], tensors: bool) -> str:

@@ -63,15 +63,22 @@ def _size(text: str) -> tuple[int, int]:
     return _whole(1, 16384)(height), _whole(1, 16384)(width if both else height)
 
 
+def _output(text: str) -> Path:
+    """A place to write; - is none."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("is -, expected a path: only `videomar generate` writes to standard output")
+    return Path(text)
+
+
 _WHOLE = "refuse a prompt that is longer than the model's text tokens, instead of cutting it"
 _COUNT, _PIXELS, _THREADS, _SEED = _whole(1), _whole(1, 16384), _whole(1, 1024), _whole(0, 2**63 - 1)
 
 
 def _reporting(p: argparse.ArgumentParser) -> None:
     """What `compare` and `replay` share."""
-    p.add_argument("--json", type=Path, help="write every number there")
-    p.add_argument("--html", type=Path, help="write a report there: one file, opens offline")
-    p.add_argument("--png", type=Path, help="write a picture of the report's first page there")
+    p.add_argument("--json", type=_output, help="write every number there")
+    p.add_argument("--html", type=_output, help="write a report there: one file, opens offline")
+    p.add_argument("--png", type=_output, help="write a picture of the report's first page there")
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs artifacts and engines")
 
@@ -225,13 +232,16 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=runs[name])
+        loud = sub.add_mutually_exclusive_group()
+        loud.add_argument("-q", "--quiet", action="store_true", help="say nothing but results, warnings and errors")
+        loud.add_argument("-v", "--verbose", action="store_true", help="say more, and where an error was raised")
         return sub
 
     p = command("import", "Turn the official weights into a checkpoint directory.")
     p.add_argument("--transformer", type=Path, required=True, help="VideoMAR's .pth or .safetensors")
     p.add_argument("--tokenizer", type=Path, required=True, help="Cosmos: a diffusers directory or NVIDIA's archives")
     p.add_argument("--text", type=Path, required=True, help="Qwen2-VL-1.5B-Instruct, a transformers directory")
-    p.add_argument("-o", "--output", type=Path, required=True, help="checkpoint directory to write")
+    p.add_argument("-o", "--output", type=_output, required=True, help="checkpoint directory to write")
     p.add_argument("--weights", choices=("ema", "model"), default="ema")
     words = p.add_mutually_exclusive_group()
     words.add_argument(
@@ -257,7 +267,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
 
     p = command("export", "Write a checkpoint's graphs as ONNX and check each against PyTorch.")
     p.add_argument("checkpoint", type=Path, help="checkpoint directory, such as models/demo")
-    p.add_argument("-o", "--output", type=Path, required=True, help="artifact directory to write")
+    p.add_argument("-o", "--output", type=_output, required=True, help="artifact directory to write")
     p.add_argument(
         "--random-weights", type=_SEED, metavar="SEED", help="for measuring: CHECKPOINT is a preset, videomar-1.4b"
     )
@@ -292,7 +302,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("directory", type=Path, help="artifact directory of `videomar export`")
     p.add_argument("--prompt", required=True, help="a sentence that says what happens")
     p.add_argument("--whole-prompt", action="store_true", help=_WHOLE)
-    p.add_argument("-o", "--output", type=Path, required=True, help="an .npz")
+    p.add_argument("-o", "--output", type=_output, required=True, help="an .npz")
     p.add_argument("--threads", type=_THREADS)
     p.add_argument("--backend", choices=BACKENDS, default="auto")
 
@@ -307,7 +317,15 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--prompt", help="a sentence that says what happens")
     p.add_argument("--whole-prompt", action="store_true", help=_WHOLE)
     p.add_argument("--text-embeddings", type=Path, help="instead of --prompt: a file of `videomar embed`")
-    p.add_argument("-o", "--output", type=Path, required=True, help="an .mp4, or a directory for PNG frames")
+    p.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="an .mp4, .webm, .gif or .webp, a directory for PNG frames, or - for an mp4 on standard output",
+    )
+    p.add_argument("--contact-sheet", type=_output, metavar="FILE", help="write the frames in rows there: a picture")
+    p.add_argument("--json", action="store_true", help="print what was made and how long it took as JSON")
     _sampling(p)
     p.add_argument(
         "--deadline", type=_number(0.01, 10**6), metavar="SECONDS", help="the best level that is done in time"
@@ -320,7 +338,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
 
     p = command("calibrate", "Quantize an artifact directory's transformer to INT8 and say whether it pays.")
     p.add_argument("directory", type=Path, help="artifact directory of `videomar export`")
-    p.add_argument("-o", "--output", type=Path, required=True, help="INT8 artifact directory to write")
+    p.add_argument("-o", "--output", type=_output, required=True, help="INT8 artifact directory to write")
     p.add_argument(
         "--clips", type=Path, nargs="+", default=[], metavar="LIST", help="text files of lines clip<TAB>prompt"
     )
@@ -340,6 +358,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--keep", nargs="+", default=[], metavar="NAME", help="linears or families to keep in any case")
     p.add_argument("--no-sensitivity", action="store_true", help="leave out the families' and sampled tokens' errors")
     p.add_argument("--only-if-faster", action="store_true", help="write nothing where INT8 is not faster")
+    p.add_argument("--json", action="store_true", help="print every figure as JSON")
     _sampling(p)
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="what the timing is taken on")
@@ -355,11 +374,11 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--cache-tokens", type=_COUNT, help="native only: length of a fixed K/V cache")
     p.add_argument("--text-embeddings", nargs="?", const="", help="a prompt of `videomar embed`: no text encoder")
     p.add_argument("--json", action="store_true", help="everything, as JSON")
-    p.add_argument("--svg", type=Path, help="write the chart there too")
+    p.add_argument("--svg", type=_output, help="write the chart there too")
 
     p = command("build", "Build TensorRT engines of an artifact directory, on the machine that runs them.")
     p.add_argument("directories", type=Path, nargs="*", metavar="DIR", help="artifact directory of `videomar export`")
-    p.add_argument("-o", "--output", type=Path, help="engine directory to write")
+    p.add_argument("-o", "--output", type=_output, help="engine directory to write")
     p.add_argument("--frames", type=_COUNT, help="pixel frames of the longest clip, 1 + 8k")
     p.add_argument("--height", type=_PIXELS, help="of the largest picture, pixels")
     p.add_argument("--width", type=_PIXELS, help="of the largest picture, pixels")
@@ -378,7 +397,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument(
         "--tactic-memory", type=_whole(0), default=0, help="MiB to try kernels in (default: half of the free)"
     )
-    p.add_argument("--timing-cache", type=Path, help="file (default: one a TensorRT and GPU in ~/.cache/videomar)")
+    p.add_argument("--timing-cache", type=_output, help="file (default: one a TensorRT and GPU in ~/.cache/videomar)")
     p.add_argument(
         "--compute-capability", type=_COUNT, nargs="+", default=[], help="TensorRT-RTX: SM numbers, such as 89"
     )
@@ -407,7 +426,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--size", type=_PIXELS, default=64, help="pixels, both ways")
     p.add_argument("--given", type=_COUNT, default=1, help="conditioning frames, 1 + 8k")
     _quality(p)
-    p.add_argument("--json", type=Path, help="write the figures there too")
+    p.add_argument("--json", type=_output, help="write the figures there too")
     p.add_argument("--threads", type=_THREADS)
     p.add_argument("--backend", choices=BACKENDS, default="auto")
 
@@ -449,14 +468,14 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--seed", type=_SEED, default=0)
     _sampling(p)
     p.add_argument(
-        "--json", type=Path, help="write it there, with every layer of that call; `compare --layers` reads it"
+        "--json", type=_output, help="write it there, with every layer of that call; `compare --layers` reads it"
     )
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs artifacts and engines")
 
     p = command("record", "Record a golden pack: what engines have to reproduce on the device.")
     p.add_argument("directory", type=Path, help="artifact directory, best of FP32")
-    p.add_argument("-o", "--output", type=Path, required=True, help="pack to write")
+    p.add_argument("-o", "--output", type=_output, required=True, help="pack to write")
     p.add_argument("--image", type=Path, help="the clip's first frame (default: a held-out demo scene)")
     p.add_argument("--prompt", help="the clip's sentence")
     p.add_argument("--seed", type=_SEED, default=0)
@@ -482,7 +501,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
 
     p = command("train", "Train the demo model: the tokenizer first, then the transformer.")
     p.add_argument("part", choices=("tokenizer", "transformer"))
-    p.add_argument("-o", "--output", type=Path, required=True, help="checkpoint directory")
+    p.add_argument("-o", "--output", type=_output, required=True, help="checkpoint directory")
     p.add_argument("--start", type=Path, help="transformer: go on from this checkpoint instead of from nothing")
     p.add_argument(
         "--minutes", type=_number(0, 10**6), default=60, help="the learning rate reaches zero then, or at --steps"

@@ -9,9 +9,8 @@ import argparse
 import json
 from contextlib import ExitStack
 
-from tqdm import tqdm
-
 from videomar.artifacts import atomic_write
+from videomar.console import log
 from videomar.errors import InputError
 from videomar.options import sampling_of
 from videomar.parity.bisecting.bisect import bisect
@@ -19,6 +18,7 @@ from videomar.parity.bisecting.conclusion import as_data, as_text, conclude
 from videomar.parity.cases import make_cases
 from videomar.parity.comparing.compare import check_outputs
 from videomar.parity.subject import open_subject, require_comparable
+from videomar.progress import Progress
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         a, b = (stack.enter_context(open_subject(d, args.threads, args.backend)) for d in (args.a, args.b))
         require_comparable([a, b])
         for side in (a, b):
-            print(f"{side.directory}: {side.why}")
+            log.info(f"{side.directory}: {side.why}")
         sampling = sampling_of(a.config.sampling, args)
         if sampling.refresh_every > 1:
             raise InputError(
@@ -39,13 +39,8 @@ def run(args: argparse.Namespace) -> int:
         cases = make_cases(a.config, args.image, args.prompt, args.cases, args.seed, *shape)
         for case in cases:
             a.pipeline().start(case.given, case.prompt, sampling=sampling).close()  # refuses before anything runs
-        with tqdm(unit="step", leave=False, delay=1, disable=None) as bar:
-
-            def progress(doing: str) -> None:
-                bar.set_description(doing, refresh=False)
-                bar.update()
-
-            finding = bisect(a, b, cases, sampling, args.threads, progress)
+        with Progress() as progress:
+            finding = bisect(a, b, cases, sampling, args.threads, progress.step)
         conclusion = conclude(finding, b.precision)
         print(as_text(finding, conclusion))
         if args.json:

@@ -13,10 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from videomar.artifacts import atomic_write
 from videomar.config import SamplingConfig
+from videomar.console import log
 from videomar.errors import InputError
 from videomar.options import sampling_of
 from videomar.parity.cases import Case, make_cases
@@ -27,8 +26,7 @@ from videomar.parity.comparing.verdict import judge
 from videomar.parity.environment import environment
 from videomar.parity.reporting.extras import read_extra
 from videomar.parity.subject import Subject, open_subject, require_comparable
-
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} {unit} [{elapsed} passed, {remaining} left]"
+from videomar.progress import Progress
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         require_comparable(sides)
         reference, others = sides[0], labelled(sides[1:])
         for side in sides:
-            print(f"{side.directory}: {side.why}")
+            log.info(f"{side.directory}: {side.why}")
         sampling = sampling_of(reference.config.sampling, args)
         cases = make_cases(
             reference.config,
@@ -68,13 +66,8 @@ def climb_all(
     for case in cases:
         with reference.pipeline().start(case.given, case.prompt, sampling=sampling) as run:
             steps += len(run.steps) * (1 + len(others))
-    with tqdm(total=steps, unit="step", leave=False, delay=1, disable=None, bar_format=BAR) as bar:
-
-        def progress(doing: str) -> None:
-            bar.set_description(doing, refresh=False)
-            bar.update()
-
-        return climb(reference, others, cases, sampling, progress)
+    with Progress(steps) as progress:
+        return climb(reference, others, cases, sampling, progress.step)
 
 
 def conclude(

@@ -10,20 +10,18 @@ import dataclasses
 import json
 from pathlib import Path
 
-from tqdm import tqdm
-
 from videomar.artifacts import Manifest, up_to_date, write_directory, write_manifest
 from videomar.config import SamplingConfig
 from videomar.errors import InputError
 from videomar.graphs import GRAPHS
 from videomar.options import sampling_of
 from videomar.parity.cases import Case, make_cases
-from videomar.parity.comparing.compare import BAR
 from videomar.parity.environment import environment
 from videomar.parity.packs.pack import VERSION
 from videomar.parity.packs.pack_files import write_calls, write_clip
 from videomar.parity.packs.tee import NotedNoise, Tee
 from videomar.parity.subject import Subject, open_subject
+from videomar.progress import Progress
 from videomar.runtime.pipeline import Pipeline
 from videomar.tolerances import GATES, graph_tolerances
 
@@ -93,12 +91,10 @@ def _fill(folder: Path, side: Subject, manifest: Manifest, case: Case, sampling:
     tee = Tee(side.backend, manifest)
     pipe, noise = Pipeline(side.config, tee, side.tokenizer), NotedNoise(case.noise, tee.arrays)
     with pipe.start(case.given, case.prompt, sampling=sampling, noise=noise) as run:
-        bar = tqdm(total=len(run.steps), unit="step", leave=False, delay=1, disable=None, bar_format=BAR)
-        with bar:
-            bar.set_description("recording")
+        with Progress(len(run.steps)) as progress:
             while not run.finished:
                 run.advance()
-                bar.update()
+                progress.step("recording")
     write_clip(folder, tee.arrays | {"given": case.given, "ids": side.tokenizer(case.prompt)})
     for graph in GRAPHS:
         if graph in tee.calls:

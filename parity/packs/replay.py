@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import argparse
 
-from tqdm import tqdm
-
+from videomar.console import log
 from videomar.errors import InputError
 from videomar.graphs import GRAPHS
-from videomar.parity.comparing.compare import BAR, check_outputs, climb_all, labelled, write
+from videomar.parity.comparing.compare import check_outputs, climb_all, labelled, write
 from videomar.parity.comparing.figures import Series, Spot
 from videomar.parity.comparing.results import as_data
 from videomar.parity.comparing.verdict import Finding, judge
@@ -20,6 +19,7 @@ from videomar.parity.measures import compare_arrays
 from videomar.parity.packs.pack import Pack
 from videomar.parity.packs.tee import portable_run
 from videomar.parity.subject import Subject, open_subject, require_comparable
+from videomar.progress import Progress
 from videomar.tolerances import Gate
 
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     with open_subject(args.directory, args.threads, args.backend) as side:
         if side.manifest is None:
             raise InputError(f"{side.directory} is a checkpoint, expected engines or artifacts; give those")
-        print(f"{side.directory}: {side.why}")
+        log.info(f"{side.directory}: {side.why}")
         reference, others, case = pack.subject(), labelled([side]), pack.case()
         require_comparable([reference, side])
         if not (side.tokenizer(case.prompt) == pack.arrays["ids"]).all():
@@ -50,9 +50,9 @@ def replay_graphs(pack: Pack, side: Subject) -> list[Finding]:
     """Every recorded call, one gate a graph: the worst of its outputs. Graphs that a backend lacks are not judged."""
     assert side.manifest is not None
     run_graph, findings = portable_run(side.backend, side.manifest), []
-    with tqdm(total=len(pack.graphs), unit="graph", leave=False, delay=1, disable=None, bar_format=BAR) as bar:
-        for graph in (graph for graph in GRAPHS if graph in pack.graphs):
-            bar.set_description(graph)
+    with Progress() as progress:
+        for done, graph in enumerate(graph for graph in GRAPHS if graph in pack.graphs):
+            progress.at(graph, done, len(pack.graphs))
             gate = Gate(graph, "relative_l2", pack.tolerance(side.precision, graph))
             if not side.backend.has_graph(graph):  # type: ignore[attr-defined]
                 findings.append(Finding(gate, None, None, None, "not in this directory"))
@@ -71,5 +71,4 @@ def replay_graphs(pack: Pack, side: Subject) -> list[Finding]:
                     worst.add(compare_arrays(got, value), Spot(f"call {index}, {name}"))
             stat = worst.stats["relative_l2"]
             findings.append(Finding(gate, stat.worst, gate.passes(stat.worst), stat.where))
-            bar.update()
     return findings

@@ -168,7 +168,7 @@ def test_the_command_says_which_backend_ran_and_why(
     command = ["generate", str(tiny_artifacts), "--image", str(tmp_path / "one.png"), "--prompt", "a red circle moves"]
     command += ["--frames", "9", "-o", str(tmp_path / "out.mp4"), "--threads", "1"]
     assert cli.main(command) == 0
-    assert capsys.readouterr().out.startswith(
+    assert capsys.readouterr().err.startswith(
         f"backend ort-cpu: {tiny_artifacts} holds fp32 ONNX graphs (portable) and"
     )
     assert cli.main([*command, "--backend", "trt"]) == 2

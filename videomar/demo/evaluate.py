@@ -18,17 +18,22 @@ from videomar.errors import InputError
 from videomar.runtime.media import to_frames, to_pixels
 from videomar.runtime.pipeline import Pipeline
 
+Progress = Callable[[str, float, float], None]  # doing, done, of how much
+
 SEED = 10**9  # training draws from small seeds
 CHANCE_SEED = 1  # keeps the scenes with chance apart from the others of the same seed
 
 
-def reconstruction_psnr(pipe: Pipeline, clips: int = 50, seed: int = SEED) -> float:
+def reconstruction_psnr(
+    pipe: Pipeline, clips: int = 50, seed: int = SEED, progress: Callable[[], None] = lambda: None
+) -> float:
     """Mean PSNR in dB of encode + decode over clips of the world, both kinds of sentences in turn."""
     rng, motions = np.random.default_rng(seed), (*MOTIONS, *CHANCES)
     values = []
     for i in range(clips):
         clip = render(sample_scene(rng, motions[i % len(motions)]))
         values.append(psnr(to_frames(pipe.backend.decode(pipe.backend.encode(to_pixels(clip)))), clip))
+        progress()
     return float(np.mean(values))
 
 
@@ -39,7 +44,7 @@ def continuations(
     frames: int = FRAMES,
     size: int = SIZE,
     given: int = 1,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[], None] = lambda: None,
     **knobs: Any,
 ) -> list[Score]:
     """Continue the first `given` frames of `cases` scenes, every motion in turn, and score each against its future."""
@@ -50,7 +55,7 @@ def continuations(
         truth = render(scene, frames, size)
         video = pipe(truth[:given], scene.prompt, frames=frames, height=size, width=size, seed=seed + i, **knobs)
         scores.append(score(video.frames, scene, given))
-        progress(i + 1)
+        progress()
     return scores
 
 
@@ -60,7 +65,7 @@ def drawn_futures(
     seed: int = SEED,
     frames: int = FRAMES,
     size: int = SIZE,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[], None] = lambda: None,
     **knobs: Any,
 ) -> dict[str, Any]:
     """Continue the first frame of `cases` scenes whose future is drawn, every such sentence in turn; `chance_summary`.
@@ -77,7 +82,7 @@ def drawn_futures(
         video = pipe(truth[-1][:1], scene.prompt, frames=frames, height=size, width=size, seed=seed + i, **knobs)
         clips.append(video.frames)
         shown.append(judge(video.frames, scene))
-        progress(i + 1)
+        progress()
     figures = chance_summary(shown)
     if cases > 1:
         figures["distance"] = {"generated": distances(clips, truth), "floor": distances(again, truth)}
@@ -123,19 +128,32 @@ def chance_summary(shown: list[Future]) -> dict[str, Any]:
     }
 
 
-def evaluate(pipe: Pipeline, progress: Callable[[int], None] = lambda done: None, **options: Any) -> dict[str, Any]:
+def evaluate(pipe: Pipeline, progress: Progress = lambda doing, done, of: None, **options: Any) -> dict[str, Any]:
     """All figures as one JSON-ready dict; options as in `continuations`.
 
     "chance" is None when more than one frame is given, which would show the future that is to be drawn, and for a model
     that was trained before there was chance and lacks the words.
     """
+    chance = options.get("given", 1) == 1 and knows_chance(pipe)
+    cases = options.get("cases", 200) * (1 + chance)
+    done = 0
+
+    def tick(doing: str) -> Callable[[], None]:
+        def one() -> None:
+            nonlocal done
+            done += 1
+            progress(doing, done, cases)
+
+        return one
+
     figures = {
-        "tokenizer_psnr_db": reconstruction_psnr(pipe),
-        **summary(continuations(pipe, progress=progress, **options)),
+        "tokenizer_psnr_db": reconstruction_psnr(pipe, progress=lambda: progress("reconstructing clips", 0, cases)),
+        **summary(continuations(pipe, progress=tick("continuing scenes"), **options)),
         "chance": None,
     }
-    if options.pop("given", 1) == 1 and knows_chance(pipe):
-        figures["chance"] = drawn_futures(pipe, progress=progress, **options)
+    if chance:
+        options.pop("given", None)
+        figures["chance"] = drawn_futures(pipe, progress=tick("scenes left to chance"), **options)
     return figures
 
 
