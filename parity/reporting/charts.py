@@ -174,14 +174,14 @@ def frames_strip(
     wide = min((width - left) / len(chosen) - 4, 3.0 * w)
     tall = wide * h / w
     drawing = Drawing(width, top + 3 * (tall + 4) + 24, f"{title}: frames of both and their difference times {factor}")
-    drawing.text(0, 16, title, 13, INK, 600)
+    drawing.text(0, 16, title, 13, INK, 600, most=width)
     difference = np.abs(candidate.astype(np.int16) - reference).max(axis=-1, keepdims=True)
     amplified = np.clip(255 - difference * factor, 0, 255).astype(np.uint8).repeat(3, axis=-1)
     for row, (name, frames) in enumerate(
         ((names[0], reference), (names[1], candidate), (f"difference x{factor}", amplified))
     ):
         y = top + row * (tall + 4)
-        drawing.text(0, y + tall / 2 + 4, name if len(name) < 16 else name[:14] + "...", SMALL, MUTED)
+        drawing.text(0, y + tall / 2 + 4, name, SMALL, MUTED, most=left - 8)
         for i, index in enumerate(chosen):
             drawing.rect(left + i * (wide + 4) - 1, y - 1, wide + 2, tall + 2, RULE)
             drawing.picture(left + i * (wide + 4), y, wide, tall, frames[index], f"{name}, frame {index}")

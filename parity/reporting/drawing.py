@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 import cv2
 import numpy as np
@@ -49,6 +50,7 @@ class Text:
     fill: str = INK
     weight: int = 400
     anchor: str = "start"  # "start", "middle" or "end"
+    most: float = 0  # how wide it may be: a longer text loses its middle; 0: any width
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +89,9 @@ class Drawing:
         fill: str = INK,
         weight: int = 400,
         anchor: str = "start",
+        most: float = 0,
     ) -> None:
-        self.shapes.append(Text(x, y, text, size, fill, weight, anchor))
+        self.shapes.append(Text(x, y, text, size, fill, weight, anchor, most))
 
     def picture(self, x: float, y: float, width: float, height: float, pixels: np.ndarray, title: str = "") -> None:
         self.shapes.append(Picture(x, y, width, height, pixels, title))
@@ -101,8 +104,8 @@ class Drawing:
                     self.line([(a + x, b + y) for a, b in points], stroke, width, dash)
                 case Rect(a, b, width, height, fill, radius, title):
                     self.rect(a + x, b + y, width, height, fill, radius, title)
-                case Text(a, b, text, size, fill, weight, anchor):
-                    self.text(a + x, b + y, text, size, fill, weight, anchor)
+                case Text(a, b, text, size, fill, weight, anchor, most):
+                    self.text(a + x, b + y, text, size, fill, weight, anchor, most)
                 case Picture(a, b, width, height, pixels, title):
                     self.picture(a + x, b + y, width, height, pixels, title)
 
@@ -132,7 +135,8 @@ def _svg(shape: Rect | Line | Text | Picture) -> str:
                 f'<polyline points="{path}" fill="none" stroke="{stroke}" stroke-width="{_n(width)}"'
                 f' stroke-linejoin="round" stroke-linecap="round"{dashed}></polyline>'
             )
-        case Text(x, y, text, size, fill, weight, anchor):
+        case Text(x, y, text, size, fill, weight, anchor, most):
+            text = fitted(text, most, lambda part: len(part) * size * 0.56)  # about, in any browser's font
             return (
                 f'<text x="{_n(x)}" y="{_n(y)}" font-size="{_n(size)}" fill="{fill}" font-weight="{weight}"'
                 f' text-anchor="{anchor}">{escape(text)}</text>'
@@ -211,19 +215,35 @@ def _fill(canvas: np.ndarray, x: float, y: float, width: float, height: float, c
 
 def _write(canvas: np.ndarray, text: Text, scale: float) -> None:
     at, size, color = (round(text.x * scale), round(text.y * scale)), round(text.size * scale), _rgb(text.fill)
-    if hasattr(cv2, "FontFace"):  # OpenCV 5 brings a real font with it
-        face = cv2.FontFace("sans")
-        if text.anchor != "start":
-            wide = cv2.getTextSize((0, 0), text.text, (0, 0), face, size, text.weight)[2]
-            at = (at[0] - (wide // 2 if text.anchor == "middle" else wide), at[1])
-        cv2.putText(canvas, text.text, at, color, face, size, text.weight)
-        return
-    plain = text.text.encode("ascii", "replace").decode()
     thick, factor = (2 if text.weight > 500 else 1) * max(1, round(scale / 2)), size / 30
-    if text.anchor != "start":
-        wide = cv2.getTextSize(plain, cv2.FONT_HERSHEY_DUPLEX, factor, thick)[0][0]
-        at = (at[0] - (wide // 2 if text.anchor == "middle" else wide), at[1])
-    cv2.putText(canvas, plain, at, cv2.FONT_HERSHEY_DUPLEX, factor, color, thick, cv2.LINE_AA)
+    real = hasattr(cv2, "FontFace")  # OpenCV 5 brings a real font with it
+    face: Any = cv2.FontFace("sans") if real else cv2.FONT_HERSHEY_DUPLEX
+
+    def wide(words: str) -> int:
+        if real:
+            return int(cv2.getTextSize((0, 0), words, (0, 0), face, size, text.weight)[2])
+        return int(cv2.getTextSize(words, face, factor, thick)[0][0])
+
+    words = fitted(text.text if real else text.text.encode("ascii", "replace").decode(), text.most * scale, wide)
+    at = (at[0] - {"start": 0, "middle": wide(words) // 2, "end": wide(words)}[text.anchor], at[1])
+    if real:
+        cv2.putText(canvas, words, at, color, face, size, text.weight)
+    else:
+        cv2.putText(canvas, words, at, face, factor, color, thick, cv2.LINE_AA)
+
+
+def fitted(text: str, most: float, wide: Callable[[str], float]) -> str:
+    """The text, or as much of its beginning and end as `most` holds; `wide` measures. Any width if `most` is 0."""
+    if not most or wide(text) <= most:
+        return text
+    kept = len(text) - 1
+    while kept > 1 and wide(_shortened(text, kept)) > most:
+        kept -= 1
+    return _shortened(text, kept)
+
+
+def _shortened(text: str, kept: int) -> str:
+    return f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
 
 
 Color = tuple[int, int, int]

@@ -12,6 +12,7 @@ from typing import Any
 from videomar.arrays import read_arrays
 from videomar.errors import InputError
 from videomar.fields import FieldError, parse
+from videomar.files import regular
 from videomar.parity.reporting.bars import bars, spans
 from videomar.parity.reporting.drawing import Drawing, to_svg
 
@@ -33,7 +34,7 @@ def read_extra(path: Path | None, what: str) -> Any:
         if what == "ranges":
             data = parse(read_arrays(path, MOST_BYTES)["header"].tobytes())
         else:
-            data = parse(path.read_bytes())
+            data = parse(regular(path).read_bytes())
     except OSError as error:
         raise InputError(f"--{what} {path} cannot be read ({error.strerror or error}); {mend}") from None
     except (ValueError, LookupError, FieldError) as error:

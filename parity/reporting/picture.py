@@ -48,12 +48,12 @@ def card(data: Data, shown: Mapping[str, Shown]) -> np.ndarray:
 def _head(data: Data) -> Drawing:
     lines = [(c["passed"], line) for c in data["candidates"] for line in _verdict(c)]
     drawing = Drawing(WIDTH, 84 + 24 * len(lines))
-    drawing.text(0, 12, summary_line(data), 13, MUTED)
+    drawing.text(0, 12, summary_line(data), 13, MUTED, most=WIDTH)
     names = ", ".join(candidate["label"] for candidate in data["candidates"])
-    drawing.text(0, 48, f"{names} against {data['reference']['label']}", 26, INK, 650)
+    drawing.text(0, 48, f"{names} against {data['reference']['label']}", 26, INK, 650, most=WIDTH)
     for i, (passed, line) in enumerate(lines):
         drawing.rect(0, 70 + 24 * i, 4, 24, ACCENT if passed else BAD)
-        drawing.text(16, 87 + 24 * i, line, 14, INK)
+        drawing.text(16, 87 + 24 * i, line, 14, INK, most=WIDTH - 16)
     return drawing
 
 
@@ -70,7 +70,7 @@ def _candidate(candidate: Data, data: Data) -> Drawing:
     rows += [(TITLES[rung], _numbers(candidate, rung), _findings(candidate, rung)) for rung in RUNGS]
     height = 68 + sum(8 + 18 * max(1, len(findings)) for _, _, findings in rows)
     drawing = Drawing(WIDTH, height)
-    drawing.text(0, 24, candidate["label"], 18, INK, 650)
+    drawing.text(0, 24, candidate["label"], 18, INK, 650, most=WIDTH)
     names = ("rung", "cosine", "relative L2", "largest diff.", "PSNR", "gate", "")
     for x, name, end in zip(COLUMNS, names, (0, 1, 1, 1, 1, 0, 1), strict=True):
         drawing.text(x, 54, name, 11, MUTED, 600, "end" if end else "start")
@@ -81,7 +81,8 @@ def _candidate(candidate: Data, data: Data) -> Drawing:
         for x, value in zip(COLUMNS[1:5], numbers, strict=True):
             drawing.text(x, y + 18, value, 13, anchor="end")
         for i, (bound, outcome, color) in enumerate(findings or [("none", "", MUTED)]):
-            drawing.text(COLUMNS[5], y + 18 + 18 * i, bound, 13, color if outcome == "missed" else INK)
+            paint = color if outcome == "missed" else INK
+            drawing.text(COLUMNS[5], y + 18 + 18 * i, bound, 13, paint, most=WIDTH - COLUMNS[5] - 76)
             drawing.text(COLUMNS[6], y + 18 + 18 * i, outcome, 13, color, 600, "end")
         y += 8 + 18 * max(1, len(findings))
     return drawing

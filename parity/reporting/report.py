@@ -6,7 +6,7 @@ Knows how it looks. Knows nothing of how anything was measured.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -20,6 +20,7 @@ from videomar.parity.reporting.extras import extra_sections
 from videomar.parity.reporting.views import drift_map, forced_lines, psnr_lines, z_map
 from videomar.tolerances import CLIP, FORCED, RUNGS, TASK
 
+COLUMNS = ("rung", "cosine", "relative L2", "largest diff.", "PSNR", "gate", "where it is worst")
 STYLE = f"""
 :root {{ color-scheme: light; }}
 * {{ box-sizing: border-box; }}
@@ -50,6 +51,15 @@ dt {{ color: {MUTED}; }} dd {{ margin: 0; overflow-wrap: anywhere; }}
 details {{ margin-top: 24px; }} summary {{ cursor: pointer; color: {MUTED}; }}
 pre {{ font: 12px/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; overflow-x: auto; }}
 @media (max-width: 800px) {{ .pair {{ grid-template-columns: 1fr; }} main {{ padding: 24px 16px; }} }}
+@media (max-width: 640px) {{
+  h1 {{ font-size: 22px; overflow-wrap: anywhere; }}
+  table, tbody, tr {{ display: block; }} th, td:empty {{ display: none; }}
+  tr {{ border-bottom: 1px solid {RULE}; padding: 8px 0; }}
+  td {{ border: 0; padding: 2px 0; display: flex; justify-content: space-between; gap: 16px; text-align: right; }}
+  td::before {{ content: attr(data-column); color: {MUTED}; flex: none; }}
+  td:first-child {{ font-weight: 650; }} td:first-child::before {{ content: none; }}
+  dl {{ grid-template-columns: 1fr; }}
+}}
 @media print {{
   main {{ padding: 0; max-width: none; }}
   svg, tr {{ break-inside: avoid; }}
@@ -118,14 +128,13 @@ def _candidate(candidate: Data, data: Data, shown: Shown | None) -> str:
 
 
 def _ladder(candidate: Data, data: Data) -> str:
-    head = "".join(f"<th class='n'>{name}</th>" for name in ("cosine", "relative L2", "largest diff.", "PSNR"))
-    rows = [f"<tr><th>rung</th>{head}<th>gate</th><th>where it is worst</th></tr>"]
+    numbers = "".join(f"<th class='n'>{name}</th>" for name in COLUMNS[1:5])
+    rows = [f"<tr><th>{COLUMNS[0]}</th>{numbers}<th>{COLUMNS[5]}</th><th>{COLUMNS[6]}</th></tr>"]
     for finding in candidate["findings"]:
         if finding["rung"] in GRAPHS:
             got = "&ndash;" if finding["passed"] is None else number("relative_l2", finding["got"])
-            row = f"<td class='n'></td><td class='n'>{got}</td><td></td><td></td>"
             gates = _gates(candidate, finding["rung"])
-            rows.append(f"<tr><td>{finding['rung']}</td>{row}<td>{gates}</td><td>{escape(_where(finding))}</td></tr>")
+            rows.append(_row([finding["rung"], "", got, "", "", gates, escape(_where(finding))]))
     for rung in RUNGS:
         if rung in FORCED:
             measures = candidate["rungs"][rung]["measures"]
@@ -142,9 +151,19 @@ def _ladder(candidate: Data, data: Data) -> str:
             )
         else:
             cells, where = _task(candidate, data)
-        row = "".join(f"<td class='n'>{cell}</td>" for cell in cells)
-        rows.append(f"<tr><td>{TITLES[rung]}</td>{row}<td>{_gates(candidate, rung)}</td><td>{escape(where)}</td></tr>")
+        rows.append(_row([TITLES[rung], *cells, _gates(candidate, rung), escape(where)]))
     return f"<table>{''.join(rows)}</table>"
+
+
+def _row(cells: Sequence[str]) -> str:
+    """A row of COLUMNS; each cell holds its column's name, for screens too narrow for columns."""
+    found = (_td(name, cell, 1 <= i <= 4) for i, (name, cell) in enumerate(zip(COLUMNS, cells, strict=True)))
+    return f"<tr>{''.join(found)}</tr>"
+
+
+def _td(column: str, cell: str, number: bool) -> str:
+    kind = " class='n'" if number else ""
+    return f"<td{kind} data-column='{column}'><div>{cell}</div></td>" if cell else f"<td{kind}></td>"
 
 
 def _task(candidate: Data, data: Data) -> tuple[list[str], str]:

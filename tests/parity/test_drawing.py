@@ -25,6 +25,7 @@ from videomar.parity.reporting.drawing import (
     Rect,
     Text,
     data_uri,
+    fitted,
     mix,
     to_picture,
     to_svg,
@@ -176,6 +177,23 @@ def test_an_older_opencv_without_a_font_of_its_own_still_writes(monkeypatch: pyt
     monkeypatch.delattr(cv2, "FontFace", raising=False)
     columns = np.flatnonzero((to_picture(drawing, 2) < 255).any(axis=(0, 2)))
     assert len(columns) and abs((columns[0] + columns[-1]) / 2 - 200) < 12
+
+
+@pytest.mark.parametrize("font", [True, False], ids=["its own font", "an older OpenCV"])
+@pytest.mark.parametrize("anchor", ["start", "middle", "end"])
+def test_a_text_that_is_too_long_loses_its_middle(anchor: str, font: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not font:
+        monkeypatch.delattr(cv2, "FontFace", raising=False)
+    drawing = Drawing(400, 40)
+    drawing.text(
+        {"start": 50, "middle": 200, "end": 350}[anchor], 25, "demo-" * 40 + "fp16", 14, anchor=anchor, most=300
+    )
+    columns = np.flatnonzero((to_picture(drawing, 1) < 255).any(axis=(0, 2)))
+    assert 45 <= columns[0] and columns[-1] <= 355 and columns[-1] - columns[0] > 250
+    assert fitted("demo-fp16-of-today", 10, len) == "demo...day" and fitted("demo", 10, len) == "demo"
+    assert fitted("demo-fp16-of-today", 0, len) == "demo-fp16-of-today"
+    written = to_svg(drawing).split(">")[-3].removesuffix("</text")
+    assert "..." in written and written.startswith("demo-demo") and written.endswith("fp16") and len(written) < 45
 
 
 def test_a_placed_drawing_is_moved_whole() -> None:
