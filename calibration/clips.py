@@ -15,6 +15,7 @@ import numpy as np
 
 from videomar.demo.world import MOTIONS, render, sample_scene
 from videomar.errors import InputError
+from videomar.files import regular
 from videomar.runtime.media import PICTURE_SUFFIXES, load_picture
 from videomar.runtime.recording import load_clip
 
@@ -41,7 +42,7 @@ class CalibrationClip:
 def read_list(path: Path, given: int, first_seed: int = 0) -> list[CalibrationClip]:
     """Every clip of a list, its first `given` frames; raises InputError naming the line that cannot be used."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(f"{path} cannot be read ({why}), expected a text file of lines clip<TAB>prompt") from None

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from videomar.errors import InputError
 from videomar.fields import FieldError, Fields, parse
+from videomar.files import regular
 from videomar.graphs import GRAPHS
 
 # They move numbers and make none: what is too large before them is so behind them.
@@ -27,7 +28,7 @@ def read_islands(file: Path) -> dict[str, set[str]]:
     Raises InputError for any other file.
     """
     try:
-        rows = Fields(parse(file.read_bytes())).rows("fp16")
+        rows = Fields(parse(regular(file).read_bytes())).rows("fp16")
         found = [(row.text("graph", GRAPHS), row.text("tensor")) for row in rows if row.text("verdict") != "ok"]
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}), expected calibration.json") from None

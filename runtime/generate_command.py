@@ -9,8 +9,9 @@ import argparse
 import dataclasses
 import json
 import os
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import chain, count
 from pathlib import Path
@@ -28,6 +29,7 @@ from videomar.runtime.deadline import Deadline
 from videomar.runtime.deadline import start as in_time
 from videomar.runtime.embedding import PromptEmbedding
 from videomar.runtime.media import (
+    PICTURE_SUFFIXES,
     check_picture_target,
     decode_picture,
     load_picture,
@@ -37,7 +39,7 @@ from videomar.runtime.media import (
     write_video,
 )
 from videomar.runtime.pipeline import Pipeline
-from videomar.runtime.recording import Recording
+from videomar.runtime.recording import Recording, load_clip
 from videomar.runtime.resize import fit
 from videomar.runtime.sheet import Sheet
 
@@ -103,14 +105,40 @@ def _given(args: argparse.Namespace, rate: float, sampling: SamplingConfig) -> t
     if args.video is None:
         if args.image == PIPE:
             return decode_picture(sys.stdin.buffer.read(), "standard input")[None], iter(())
-        return load_picture(args.image)[None], iter(())
+        return _picture(args.image)[None], iter(())
     recording = Recording(args.video, rate, not args.no_resample)
-    excerpt = recording.excerpt(args.given, args.start)
+    try:
+        excerpt = recording.excerpt(args.given, args.start)
+    except InputError:
+        if _is(load_picture, args.video):
+            raise InputError(
+                f"{args.video} is a picture, expected a video; use --image {shlex.quote(str(args.video))}"
+            ) from None
+        raise
     for note in recording.notes:
         (log.warning if note.startswith("WARNING") else log.info)("%s", note)
     size = sampling.height, sampling.width, sampling.fit
     before = (fit(frame, *size) for frame in recording.before(excerpt.first)) if args.join else iter(())
     return excerpt.frames, before
+
+
+def _picture(file: Path) -> np.ndarray:
+    try:
+        return load_picture(file)
+    except InputError:
+        if file.suffix.lower() not in PICTURE_SUFFIXES and _is(lambda file: load_clip(file, 1), file):
+            raise InputError(
+                f"{file} is a video, expected a picture; use --video {shlex.quote(str(file))} to continue its end"
+            ) from None
+        raise
+
+
+def _is(read: Callable[[Path], object], file: Path) -> bool:
+    try:
+        read(file)
+    except InputError:
+        return False
+    return True
 
 
 def _shown(run: ClipRun, progress: Progress, deadline: Deadline | None) -> Iterator[np.ndarray]:

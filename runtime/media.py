@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import re
 import stat
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -166,13 +167,31 @@ def contact_sheet(frames: np.ndarray, columns: int, scale: int = 1, gap: int = 2
 
 
 def _decode(data: np.ndarray) -> np.ndarray | None:
+    how = cv2.IMREAD_COLOR | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH
     try:
-        raw: np.ndarray | None = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-        upright: np.ndarray | None = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+        with _hushed():
+            raw: np.ndarray | None = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+            upright: np.ndarray | None = cv2.imdecode(data, how)
     except cv2.error:  # an empty file, or a picture of more pixels than OpenCV allows
         return None
     # Only `upright` follows EXIF, but OpenCV 4 drops alpha from it and cannot read some float pictures that way.
     return raw if upright is None or (raw is not None and _has_alpha(raw) > _has_alpha(upright)) else upright
+
+
+_HUSHING = threading.Lock()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Send what libpng, libjpeg and OpenCV write to standard error themselves nowhere: an exception says it."""
+    with _HUSHING, ExitStack() as stack:
+        with suppress(OSError):  # there may be no standard error
+            shown, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+            stack.callback(os.close, shown)
+            stack.callback(os.dup2, shown, 2)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+        yield
 
 
 def _has_alpha(picture: np.ndarray) -> bool:

@@ -10,6 +10,7 @@ from tokenizers import Encoding, Tokenizer
 
 from videomar.config import TextConfig
 from videomar.errors import ArtifactError, InputError
+from videomar.files import regular
 
 
 class PromptCut(UserWarning):
@@ -23,7 +24,7 @@ class PromptTokenizer:
         """whole: refuse a prompt that is too long, instead of cutting it as the model's authors do."""
         self._file = file
         try:
-            self._tokenizer = Tokenizer.from_file(str(file))
+            self._tokenizer = Tokenizer.from_buffer(regular(file).read_bytes())
         except BaseException as error:
             raise self._unusable("be read", error) from None
         self._tokenizer.no_padding()  # which the file may hold; padding is never computed

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from videomar.errors import InputError
+from videomar.files import regular
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MIB = 1 << 20
@@ -61,7 +62,7 @@ class Settings:
 def read_keys(file: Path) -> tuple[str, ...]:
     """The keys of a file, one a line, lines of # apart; raises InputError for none or a short one."""
     try:
-        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in regular(file).read_text("utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file} cannot be read ({error}), expected API keys, one a line; check the path") from None
     keys = tuple(line for line in lines if line and not line.startswith("#"))

@@ -63,6 +63,7 @@ LAYERS = {  # layer -> layers it may import, and packages besides the standard l
 }
 EXCEPTIONS = {  # (module, package): why
     ("videomar.progress", "tqdm"): "the bar, on a terminal",
+    ("videomar.parsing", "shtab"): "shell completion, where it is asked for",
     ("videomar.demo.words", "tokenizers"): "writes the demo's tokenizer.json",
     ("videomar.parity.reference", "torch"): "the PyTorch side of a comparison",
     ("videomar.parity.subject", "torch"): "opens it, where PyTorch is installed",

@@ -14,6 +14,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
+from videomar.files import regular
+
 Arrays = dict[str, np.ndarray]
 KINDS = "biufU"  # truth values, numbers and text
 
@@ -24,7 +26,7 @@ def read_arrays(path: Path, most: int) -> Arrays:
     Raises OSError for a file that cannot be read, ValueError for any other that is none, or that holds more.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(regular(path)) as archive:
             total = sum(member.file_size for member in archive.infolist())
             if total > most:
                 raise ValueError(f"it holds {total} bytes, expected at most {most}")

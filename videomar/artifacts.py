@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from videomar.errors import ArtifactError
+from videomar.files import regular
 from videomar.manifest import CHOICES, FORMAT, FileEntry, Manifest
 from videomar.unfinished import another, beside, folder, lock, opened
 
@@ -175,6 +176,7 @@ def _sha256(path: Path, mend: str) -> str:
 @contextmanager
 def _reading(path: Path, mend: str) -> Iterator[None]:
     try:
+        regular(path)
         yield
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing, expected a file; {mend}") from None
@@ -206,7 +208,7 @@ def _check_replaceable(target: Path, force: bool) -> None:
         raise ArtifactError(f"{target} is a file or a whole disk, expected a directory; give another one with -o")
     if not target.exists() or not any(target.iterdir()):
         return
-    with suppress(FileNotFoundError), open(target / MANIFEST, "rb") as file:
+    with suppress(FileNotFoundError), open(regular(target / MANIFEST), "rb") as file:
         if _OURS.match(file.read(64)):
             return
     if not force:

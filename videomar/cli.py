@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from videomar.console import log, noting, say_peak_memory, saying
+from videomar.console import log, noting, say_peak_memory, saying, show_paths
 from videomar.errors import InputError, UserError
 from videomar.options import Run, parser, sampling_of
 from videomar.progress import Progress
@@ -20,6 +20,7 @@ from videomar.stopping import Stopped, stoppable
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one sub-command; 0 when it did what was asked, 2 for an error the user can mend, 130 or 143 for a signal."""
+    show_paths()
     args = parser(RUNS).parse_args(argv)
     run: Run = args.run
     with saying(args.quiet, args.verbose):
@@ -36,7 +37,10 @@ def _run(args: argparse.Namespace, run: Run) -> int:
         return _refuse(args, str(error))
     except ModuleNotFoundError as error:
         # The commands that need PyTorch are an extra; anything else missing is a broken installation of ours.
-        extra = next((e for e, names in _EXTRA.items() if (error.name or "").split(".")[0] in names), None)
+        missing = (error.name or "").split(".")[0]
+        extra = next((e for e, names in _EXTRA.items() if missing in names), None)
+        if args.command == "calibrate" and missing == "onnx":
+            extra = "calibrate"  # all that it needs; `export` would bring PyTorch, too
         if extra is None:
             raise
         return _refuse(args, f"needs {error.name}, which is not installed; pip install 'videomar[{extra}]'")

@@ -5,13 +5,34 @@ Silent in a program that uses the library, which sets up no handler for it.
 
 from __future__ import annotations
 
+import codecs
 import logging
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 log = logging.getLogger("videomar.command")
+
+
+def _as_given(error: UnicodeError) -> tuple[bytes, int]:
+    """Bytes of a path that are no text here go out as they came in; else what the stream cannot show is escaped."""
+    assert isinstance(error, UnicodeEncodeError)
+    given = (character for character in error.object[error.start : error.end])
+    shown = (
+        bytes([ord(c) - 0xDC00]) if 0xDC80 <= ord(c) <= 0xDCFF else c.encode("ascii", "backslashreplace") for c in given
+    )
+    return b"".join(shown), error.end
+
+
+codecs.register_error("as-given", _as_given)
+
+
+def show_paths() -> None:
+    """Let standard output and error show paths of any bytes, whatever the locale."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # replaced by something else, or closed
+            stream.reconfigure(errors="as-given")  # type: ignore[union-attr]
 
 
 @contextmanager

@@ -8,22 +8,16 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from videomar.config import ANNEALS, FITS, ORDERS, SamplingConfig, SamplingOptions
 from videomar.errors import InputError
+from videomar.parsing import Completion, Parser, Version, output, path
 from videomar.quality import EXACT, LEVELS, at_quality
 
 Run = Callable[[argparse.Namespace], int]
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "ort-trt", "trt", "trt-rtx")  # choose.py's, without importing numpy for -h
 PLANNED = ("orin-nano-8", "orin-nx-16", "agx-orin-64", "thor-128", "h200", "local")  # plan/devices.py's, likewise
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with errors in one line like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see `{self.prog} -h`\n")
 
 
 def _whole(least: int, most: int | None = None) -> Callable[[str], int]:
@@ -63,22 +57,15 @@ def _size(text: str) -> tuple[int, int]:
     return _whole(1, 16384)(height), _whole(1, 16384)(width if both else height)
 
 
-def _output(text: str) -> Path:
-    """A place to write; - is none."""
-    if text == "-":
-        raise argparse.ArgumentTypeError("is -, expected a path: only `videomar generate` writes to standard output")
-    return Path(text)
-
-
 _WHOLE = "refuse a prompt that is longer than the model's text tokens, instead of cutting it"
 _COUNT, _PIXELS, _THREADS, _SEED = _whole(1), _whole(1, 16384), _whole(1, 1024), _whole(0, 2**63 - 1)
 
 
 def _reporting(p: argparse.ArgumentParser) -> None:
     """What `compare` and `replay` share."""
-    p.add_argument("--json", type=_output, help="write every number there")
-    p.add_argument("--html", type=_output, help="write a report there: one file, opens offline")
-    p.add_argument("--png", type=_output, help="write a picture of the report's first page there")
+    p.add_argument("--json", type=output, help="write every number there")
+    p.add_argument("--html", type=output, help="write a report there: one file, opens offline")
+    p.add_argument("--png", type=output, help="write a picture of the report's first page there")
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs artifacts and engines")
 
@@ -140,7 +127,7 @@ def _serving(p: argparse.ArgumentParser) -> None:
     """Where a server listens, what it keeps and what it allows; defaults as of serving/settings.py."""
     p.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
     p.add_argument("--port", type=_whole(0, 65535), default=8000)
-    p.add_argument("--directory", type=Path, default=Path("videomar-jobs"), help="of jobs, inputs and clips")
+    p.add_argument("--directory", type=path, default=Path("videomar-jobs"), help="of jobs, inputs and clips")
     p.add_argument("--database", help="shared with other servers: postgresql://... (default: in --directory)")
     p.add_argument("--clips", metavar="URL", help="of inputs and clips where servers share no --directory: s3://...")
     p.add_argument(
@@ -149,7 +136,7 @@ def _serving(p: argparse.ArgumentParser) -> None:
     p.add_argument("--fleet", type=_fleet, metavar="N or MIN:MAX", help="replicas on Ray Serve (default: this process)")
     p.add_argument("--replica-gpus", type=_number(0, 16), default=0, help="GPUs that Ray gives each (default 0)")
     p.add_argument("--in-flight", type=_whole(1, 64), default=2, help="clips that take turns (default 2)")
-    p.add_argument("--api-key-file", type=Path, help="keys, one a line; clients send one as a bearer token")
+    p.add_argument("--api-key-file", type=path, help="keys, one a line; clients send one as a bearer token")
     p.add_argument("--no-api-key", action="store_true", help="let everybody who reaches --host use it")
     p.add_argument("--allow-origin", action="append", default=[], metavar="URL", help="pages elsewhere that may call")
     p.add_argument("--keep", type=_time, default=86400.0, help="how long a clip stays (default 24h; 0: for ever)")
@@ -227,6 +214,9 @@ def levels_of(own: SamplingConfig, args: argparse.Namespace) -> dict[str, Sampli
 def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     """The whole command line; `runs` maps every sub-command to its function."""
     whole = Parser(prog="videomar", description="Run VideoMAR outside PyTorch.")
+    whole.add_argument("--version", action=Version, nargs=0, help="say which version this is")
+    shells = ("bash", "zsh", "tcsh")
+    whole.add_argument("--print-completion", action=Completion, choices=shells, help="for `eval`, by a shell")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
@@ -238,14 +228,14 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
         return sub
 
     p = command("import", "Turn the official weights into a checkpoint directory.")
-    p.add_argument("--transformer", type=Path, required=True, help="VideoMAR's .pth or .safetensors")
-    p.add_argument("--tokenizer", type=Path, required=True, help="Cosmos: a diffusers directory or NVIDIA's archives")
-    p.add_argument("--text", type=Path, required=True, help="Qwen2-VL-1.5B-Instruct, a transformers directory")
-    p.add_argument("-o", "--output", type=_output, required=True, help="checkpoint directory to write")
+    p.add_argument("--transformer", type=path, required=True, help="VideoMAR's .pth or .safetensors")
+    p.add_argument("--tokenizer", type=path, required=True, help="Cosmos: a diffusers directory or NVIDIA's archives")
+    p.add_argument("--text", type=path, required=True, help="Qwen2-VL-1.5B-Instruct, a transformers directory")
+    p.add_argument("-o", "--output", type=output, required=True, help="checkpoint directory to write")
     p.add_argument("--weights", choices=("ema", "model"), default="ema")
     words = p.add_mutually_exclusive_group()
     words.add_argument(
-        "--system-prompt-file", type=Path, metavar="FILE", help="put in front of every prompt, byte for byte"
+        "--system-prompt-file", type=path, metavar="FILE", help="put in front of every prompt, byte for byte"
     )
     words.add_argument("--no-system-prompt", action="store_true", help="do without, even at the released sizes")
     p.add_argument(
@@ -266,8 +256,8 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--force", action="store_true")
 
     p = command("export", "Write a checkpoint's graphs as ONNX and check each against PyTorch.")
-    p.add_argument("checkpoint", type=Path, help="checkpoint directory, such as models/demo")
-    p.add_argument("-o", "--output", type=_output, required=True, help="artifact directory to write")
+    p.add_argument("checkpoint", type=path, help="checkpoint directory, such as models/demo")
+    p.add_argument("-o", "--output", type=output, required=True, help="artifact directory to write")
     p.add_argument(
         "--random-weights", type=_SEED, metavar="SEED", help="for measuring: CHECKPOINT is a preset, videomar-1.4b"
     )
@@ -280,7 +270,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--islands",
-        type=Path,
+        type=path,
         metavar="CALIBRATION.json",
         help="fp16 only: compute in FP32 what `videomar calibrate` saw come too near to FP16's largest number",
     )
@@ -299,32 +289,32 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--force", action="store_true", help="replace the directory even if it is up to date or not ours")
 
     p = command("embed", "Write a prompt's text states to a file, so that a board needs no text encoder.")
-    p.add_argument("directory", type=Path, help="artifact directory of `videomar export`")
+    p.add_argument("directory", type=path, help="artifact directory of `videomar export`")
     p.add_argument("--prompt", required=True, help="a sentence that says what happens")
     p.add_argument("--whole-prompt", action="store_true", help=_WHOLE)
-    p.add_argument("-o", "--output", type=_output, required=True, help="an .npz")
+    p.add_argument("-o", "--output", type=output, required=True, help="an .npz")
     p.add_argument("--threads", type=_THREADS)
     p.add_argument("--backend", choices=BACKENDS, default="auto")
 
     p = command("generate", "Continue a picture or a clip as a sentence says.")
-    p.add_argument("directory", type=Path, help="artifact directory of `videomar export`")
-    p.add_argument("--image", type=Path, help="the first frame; - reads it from standard input")
-    p.add_argument("--video", type=Path, help="a video file or a directory of pictures whose end is continued instead")
+    p.add_argument("directory", type=path, help="artifact directory of `videomar export`")
+    p.add_argument("--image", type=path, help="the first frame; - reads it from standard input")
+    p.add_argument("--video", type=path, help="a video file or a directory of pictures whose end is continued instead")
     p.add_argument("--given", type=_COUNT, default=9, help="frames taken from --video, 1 + 8k (default 9)")
     p.add_argument("--start", type=_number(0, 10**6), metavar="SECONDS", help="take them from there on, not its end")
     p.add_argument("--no-resample", action="store_true", help="take them by count, not by time at the model's rate")
     p.add_argument("--join", action="store_true", help="write what comes before the given frames of --video, too")
     p.add_argument("--prompt", help="a sentence that says what happens")
     p.add_argument("--whole-prompt", action="store_true", help=_WHOLE)
-    p.add_argument("--text-embeddings", type=Path, help="instead of --prompt: a file of `videomar embed`")
+    p.add_argument("--text-embeddings", type=path, help="instead of --prompt: a file of `videomar embed`")
     p.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=path,
         required=True,
         help="an .mp4, .webm, .gif or .webp, a directory for PNG frames, or - for an mp4 on standard output",
     )
-    p.add_argument("--contact-sheet", type=_output, metavar="FILE", help="write the frames in rows there: a picture")
+    p.add_argument("--contact-sheet", type=output, metavar="FILE", help="write the frames in rows there: a picture")
     p.add_argument("--json", action="store_true", help="print what was made and how long it took as JSON")
     _sampling(p)
     p.add_argument(
@@ -337,15 +327,15 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs it (default: what is best here)")
 
     p = command("calibrate", "Quantize an artifact directory's transformer to INT8 and say whether it pays.")
-    p.add_argument("directory", type=Path, help="artifact directory of `videomar export`")
-    p.add_argument("-o", "--output", type=_output, required=True, help="INT8 artifact directory to write")
+    p.add_argument("directory", type=path, help="artifact directory of `videomar export`")
+    p.add_argument("-o", "--output", type=output, required=True, help="INT8 artifact directory to write")
     p.add_argument(
-        "--clips", type=Path, nargs="+", default=[], metavar="LIST", help="text files of lines clip<TAB>prompt"
+        "--clips", type=path, nargs="+", default=[], metavar="LIST", help="text files of lines clip<TAB>prompt"
     )
     p.add_argument("--demo", type=_COUNT, metavar="N", help="use N clips of the demo world, too")
     p.add_argument("--given", type=_COUNT, default=1, help="frames taken from each clip, 1 + 8k (default 1)")
     p.add_argument(
-        "--ranges", type=Path, nargs="+", default=[], metavar="FILE", help="use these ranges.npz; only measure on clips"
+        "--ranges", type=path, nargs="+", default=[], metavar="FILE", help="use these ranges.npz; only measure on clips"
     )
     p.add_argument("--method", choices=("auto", "minmax", "percentile", "mse"), default="auto")
     p.add_argument("--alpha", default="auto", help="SmoothQuant's: auto, off or a number between 0 and 1")
@@ -374,11 +364,11 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--cache-tokens", type=_COUNT, help="native only: length of a fixed K/V cache")
     p.add_argument("--text-embeddings", nargs="?", const="", help="a prompt of `videomar embed`: no text encoder")
     p.add_argument("--json", action="store_true", help="everything, as JSON")
-    p.add_argument("--svg", type=_output, help="write the chart there too")
+    p.add_argument("--svg", type=output, help="write the chart there too")
 
     p = command("build", "Build TensorRT engines of an artifact directory, on the machine that runs them.")
-    p.add_argument("directories", type=Path, nargs="*", metavar="DIR", help="artifact directory of `videomar export`")
-    p.add_argument("-o", "--output", type=_output, help="engine directory to write")
+    p.add_argument("directories", type=path, nargs="*", metavar="DIR", help="artifact directory of `videomar export`")
+    p.add_argument("-o", "--output", type=output, help="engine directory to write")
     p.add_argument("--frames", type=_COUNT, help="pixel frames of the longest clip, 1 + 8k")
     p.add_argument("--height", type=_PIXELS, help="of the largest picture, pixels")
     p.add_argument("--width", type=_PIXELS, help="of the largest picture, pixels")
@@ -397,7 +387,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument(
         "--tactic-memory", type=_whole(0), default=0, help="MiB to try kernels in (default: half of the free)"
     )
-    p.add_argument("--timing-cache", type=_output, help="file (default: one a TensorRT and GPU in ~/.cache/videomar)")
+    p.add_argument("--timing-cache", type=output, help="file (default: one a TensorRT and GPU in ~/.cache/videomar)")
     p.add_argument(
         "--compute-capability", type=_COUNT, nargs="+", default=[], help="TensorRT-RTX: SM numbers, such as 89"
     )
@@ -414,19 +404,19 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--force", action="store_true", help="replace the directory even if it is up to date or not ours")
 
     p = command("inspect", "Show what a checkpoint or artifact directory holds.")
-    p.add_argument("directory", type=Path)
+    p.add_argument("directory", type=path)
     p.add_argument("--tensors", action="store_true", help="list every graph's (or file's) tensors too")
     p.add_argument("--json", action="store_true", help="everything, as JSON")
 
     p = command("evaluate", "Measure an artifact directory on the demo world.")
-    p.add_argument("directory", type=Path)
+    p.add_argument("directory", type=path)
     p.add_argument("--cases", type=_COUNT, default=200)
     p.add_argument("--seed", type=_SEED, default=10**9)
     p.add_argument("--frames", type=_COUNT, default=17)
     p.add_argument("--size", type=_PIXELS, default=64, help="pixels, both ways")
     p.add_argument("--given", type=_COUNT, default=1, help="conditioning frames, 1 + 8k")
     _quality(p)
-    p.add_argument("--json", type=_output, help="write the figures there too")
+    p.add_argument("--json", type=output, help="write the figures there too")
     p.add_argument("--threads", type=_THREADS)
     p.add_argument("--backend", choices=BACKENDS, default="auto")
 
@@ -445,38 +435,38 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs it (default: what is best here)")
 
     p = command("compare", "Say whether candidates are still the model: every rung from text states to finished clips.")
-    p.add_argument("reference", type=Path, help="the first directory: checkpoint, ONNX artifacts or engines")
-    p.add_argument("candidates", type=Path, nargs="+", metavar="candidate", help="directories compared with it")
-    p.add_argument("--image", type=Path, action="append", default=[], help="a first frame; as often as wanted")
+    p.add_argument("reference", type=path, help="the first directory: checkpoint, ONNX artifacts or engines")
+    p.add_argument("candidates", type=path, nargs="+", metavar="candidate", help="directories compared with it")
+    p.add_argument("--image", type=path, action="append", default=[], help="a first frame; as often as wanted")
     p.add_argument("--prompt", action="append", default=[], help="one for every --image, or one for all")
     p.add_argument("--cases", type=_COUNT, default=4, help="clips without --image: held-out demo scenes (default 4)")
     p.add_argument("--seed", type=_SEED, default=0)
     _sampling(p)
-    p.add_argument("--layers", type=Path, help="for --html: what `videomar bisect --json` wrote")
-    p.add_argument("--ranges", type=Path, help="for --html: ranges.npz of an INT8 directory")
-    p.add_argument("--sensitivity", type=Path, help="for --html: calibration.json of an INT8 directory")
+    p.add_argument("--layers", type=path, help="for --html: what `videomar bisect --json` wrote")
+    p.add_argument("--ranges", type=path, help="for --html: ranges.npz of an INT8 directory")
+    p.add_argument("--sensitivity", type=path, help="for --html: calibration.json of an INT8 directory")
     _reporting(p)
 
     p = command("bisect", "Find the first layer and loop step where B leaves A, and the precision that mends it.")
-    p.add_argument("a", type=Path, metavar="A", help="what is right: a checkpoint or ONNX artifacts")
+    p.add_argument("a", type=path, metavar="A", help="what is right: a checkpoint or ONNX artifacts")
     p.add_argument(
-        "b", type=Path, metavar="B", help="what may be wrong: ONNX artifacts; of engines the loop step alone"
+        "b", type=path, metavar="B", help="what may be wrong: ONNX artifacts; of engines the loop step alone"
     )
-    p.add_argument("--image", type=Path, action="append", default=[], help="a first frame; as often as wanted")
+    p.add_argument("--image", type=path, action="append", default=[], help="a first frame; as often as wanted")
     p.add_argument("--prompt", action="append", default=[], help="one for every --image, or one for all")
     p.add_argument("--cases", type=_COUNT, default=4, help="clips without --image: held-out demo scenes (default 4)")
     p.add_argument("--seed", type=_SEED, default=0)
     _sampling(p)
     p.add_argument(
-        "--json", type=_output, help="write it there, with every layer of that call; `compare --layers` reads it"
+        "--json", type=output, help="write it there, with every layer of that call; `compare --layers` reads it"
     )
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")
     p.add_argument("--backend", choices=BACKENDS, default="auto", help="what runs artifacts and engines")
 
     p = command("record", "Record a golden pack: what engines have to reproduce on the device.")
-    p.add_argument("directory", type=Path, help="artifact directory, best of FP32")
-    p.add_argument("-o", "--output", type=_output, required=True, help="pack to write")
-    p.add_argument("--image", type=Path, help="the clip's first frame (default: a held-out demo scene)")
+    p.add_argument("directory", type=path, help="artifact directory, best of FP32")
+    p.add_argument("-o", "--output", type=output, required=True, help="pack to write")
+    p.add_argument("--image", type=path, help="the clip's first frame (default: a held-out demo scene)")
     p.add_argument("--prompt", help="the clip's sentence")
     p.add_argument("--seed", type=_SEED, default=0)
     _sampling(p)
@@ -485,14 +475,14 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--force", action="store_true", help="replace the directory even if it is up to date or not ours")
 
     p = command("replay", "Verify engines or artifacts against a golden pack, without PyTorch or the checkpoint.")
-    p.add_argument("pack", type=Path, help="directory of `videomar record`")
-    p.add_argument("directory", type=Path, help="engines or artifacts to verify")
+    p.add_argument("pack", type=path, help="directory of `videomar record`")
+    p.add_argument("directory", type=path, help="engines or artifacts to verify")
     _reporting(p)
 
     p = command(
         "serve", "Serve a page and OpenAI's Videos API: clips queue, take turns, and are seen while they are made."
     )
-    p.add_argument("artifacts", type=Path, help="artifact or engine directory")
+    p.add_argument("artifacts", type=path, help="artifact or engine directory")
     _serving(p)
 
     p = command("doctor", "Say what is installed here, what follows, and what mends what is broken.")
@@ -501,8 +491,8 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
 
     p = command("train", "Train the demo model: the tokenizer first, then the transformer.")
     p.add_argument("part", choices=("tokenizer", "transformer"))
-    p.add_argument("-o", "--output", type=_output, required=True, help="checkpoint directory")
-    p.add_argument("--start", type=Path, help="transformer: go on from this checkpoint instead of from nothing")
+    p.add_argument("-o", "--output", type=output, required=True, help="checkpoint directory")
+    p.add_argument("--start", type=path, help="transformer: go on from this checkpoint instead of from nothing")
     p.add_argument(
         "--minutes", type=_number(0, 10**6), default=60, help="the learning rate reaches zero then, or at --steps"
     )

@@ -98,7 +98,8 @@ def check_file(path: Path) -> None:
     if path.is_dir():
         raise ArtifactError(f"{path} is a directory, expected a file; give the file itself")
     if not path.is_file():
-        raise ArtifactError(f"{path} does not exist, expected a file; check the path")
+        got = "is a pipe, socket or device" if path.exists() else "does not exist"
+        raise ArtifactError(f"{path} {got}, expected a file; check the path")
 
 
 def check_zip(path: Path, kind: str) -> None:

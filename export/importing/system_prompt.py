@@ -9,6 +9,7 @@ import hashlib
 from pathlib import Path
 
 from videomar.errors import InputError
+from videomar.files import regular
 
 LENGTH = 726  # characters, the last a newline
 SHA256 = "0383c612a9c86a037cd9b1059062717e834b7f079b04ab3c9a236452dd83243d"
@@ -17,7 +18,7 @@ SHA256 = "0383c612a9c86a037cd9b1059062717e834b7f079b04ab3c9a236452dd83243d"
 def read_system_prompt(file: Path) -> str:
     """The words of a file, byte for byte; raises InputError for one that is missing, empty or no UTF-8."""
     try:
-        words = file.read_bytes().decode("utf-8")  # read_text would turn line ends into others
+        words = regular(file).read_bytes().decode("utf-8")  # read_text would turn line ends into others
     except OSError as error:
         raise InputError(
             f"{file} cannot be read ({error.strerror}), expected the system prompt; change --system-prompt-file"

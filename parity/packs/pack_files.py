@@ -18,6 +18,7 @@ from videomar.arrays import read_array, read_arrays
 from videomar.artifacts import atomic_write
 from videomar.errors import ArtifactError
 from videomar.fields import FieldError, parse
+from videomar.files import regular
 
 Arrays = Mapping[str, np.ndarray]
 RUNNER = "videomar"  # who made the outputs, in Polygraphy's words
@@ -69,7 +70,7 @@ def _unpack(data: Mapping[str, str]) -> np.ndarray:
 
 def _load(path: Path, convert: Any) -> Any:
     try:
-        return convert(parse(path.read_bytes()))
+        return convert(parse(regular(path).read_bytes()))
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read ({error.strerror}), expected recorded calls; {MEND}") from None
     except (ValueError, LookupError, TypeError, AttributeError, FieldError) as error:

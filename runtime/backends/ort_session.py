@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from videomar.files import plain
 from videomar.runtime.backends.small_graphs import product_graph
 from videomar.runtime.cores import allowed_cores
 
@@ -37,7 +38,10 @@ def open_session(
     options.log_severity_level = 3  # errors: a refused graph is told by the exception
     for name, value in others.items():
         setattr(options, name, value)
-    return ort.InferenceSession(graph if isinstance(graph, bytes) else str(graph), options, providers=list(providers))
+    if isinstance(graph, bytes):
+        return ort.InferenceSession(graph, options, providers=list(providers))
+    with plain(graph) as file:
+        return ort.InferenceSession(str(file), options, providers=list(providers))
 
 
 @functools.cache

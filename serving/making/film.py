@@ -16,7 +16,8 @@ import av
 import numpy as np
 from av.video.frame import PictureType
 
-from videomar.runtime.media import to_picture, whole
+from videomar.runtime.encoders import to_picture
+from videomar.runtime.media import whole
 
 _X264 = {"crf": "18", "tune": "zerolatency", "preset": "medium", "x264-params": "mbtree=0:threads=1:scenecut=0"}
 _FLAGS = "empty_moov+default_base_moof+frag_discont+frag_keyframe+skip_trailer"
