@@ -98,7 +98,8 @@ def refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
     file = tmp_path / "start.png"
-    cv2.imwrite(str(file), np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    across, down = np.meshgrid(np.arange(64), np.arange(64))  # soft, as the demo's world is
+    cv2.imwrite(str(file), np.stack([3 * across, 2 * down, across + down], axis=2).astype(np.uint8))
     return file
 
 
@@ -336,7 +337,6 @@ def test_an_mp4_goes_to_standard_output_alone_as_it_is_made(
 
 
 def test_a_reader_that_closes_early_ends_the_clip_without_an_error(tiny_artifacts: Path, picture: Path) -> None:
-    cv2.imwrite(str(picture), np.zeros((64, 64, 3), np.uint8))  # noise would be outside of the demo's world
     words = ("--image", picture, "--prompt", PROMPT, "-o", "-", *ENDLESS, "-q")
     command = [sys.executable, "-m", "videomar", "generate", *map(str, (tiny_artifacts, *words))]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

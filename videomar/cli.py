@@ -9,13 +9,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from videomar.console import log, noting, say_peak_memory, saying, show_paths
 from videomar.errors import InputError, UserError
 from videomar.options import Run, parser, sampling_of
 from videomar.progress import Progress
 from videomar.stopping import Stopped, stoppable
+
+if TYPE_CHECKING:
+    from videomar.config import SamplingConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -201,8 +204,6 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def tune(args: argparse.Namespace) -> int:
     """Measure which dials pay."""
-    from tqdm import tqdm
-
     from videomar.artifacts import atomic_write
     from videomar.demo.evaluate import drawn_futures, knows_chance
     from videomar.parity.tuning import measure, page
@@ -211,7 +212,7 @@ def tune(args: argparse.Namespace) -> int:
     from videomar.runtime.pipeline import Pipeline
 
     with Pipeline.open(args.directory, threads=args.threads, backend=args.backend) as pipe:
-        print(pipe.why)
+        log.info("%s", pipe.why)
         sampling = sampling_of(pipe.config.sampling, args)
         cases = starts(pipe.config, sampling, args.cases, args.given, args.count, args.seed)
         wanted = settings(pipe.start(cases[0].given, cases[0].prompt, sampling=sampling).clip)
@@ -222,11 +223,10 @@ def tune(args: argparse.Namespace) -> int:
             shown = drawn_futures(pipe, cases=judged, frames=setting.frames, size=setting.height, sampling=setting)
             return {**shown, "loss": 1 - shown["coherence"]}
 
-        with tqdm(total=len(wanted), initial=len(tuning.rows), unit="setting", disable=None) as bar:
+        with Progress() as progress:
             for name in measure.tune(pipe, cases, wanted, tuning, judge if judged else None, args.minutes):
                 measure.save(args.output, tuning)
-                bar.update()
-                bar.set_description(name, refresh=False)
+                progress.at(name, len(tuning.rows), len(wanted))
         best = {name: tuning.rows[name] for name in tuning.front}
         if args.html:
             first = cases[:2]
