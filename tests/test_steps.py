@@ -152,10 +152,10 @@ def test_structure_first_gives_the_details_their_own_steps() -> None:
     [
         ({"order": "spiral"}, "order is 'spiral', expected one of random, structure, spread; change --order"),
         ({"detail_steps": 2}, "detail steps is 2 with the order random, which has no details; add --order structure"),
-        ({"order": "structure", "detail_steps": 8}, "detail steps is 8 of 8 mask steps, expected fewer"),
+        ({"order": "structure", "detail_steps": 24}, "detail steps is 24 of 24 mask steps, expected fewer"),
         ({"head_steps_end": 26}, "head steps end is 26, expected at most the 25 head steps"),
         ({"guidance_start": 1.5}, "guidance start is 1.5, expected 0 to 1; change --guidance-start"),
-        ({"guidance_start": 0.9}, "guidance from 0.9 to 1 of a frame holds none of its 8 mask steps; widen"),
+        ({"guidance_start": 0.97}, "guidance from 0.97 to 1 of a frame holds none of its 24 mask steps; widen"),
         ({"refresh_every": 0}, "refresh every is 0, expected at least 1 mask step; change --refresh-every"),
         ({"known_share": 0.5}, "known share is 0.5, but every mask step computes the whole frame; add --refresh-every"),
     ],

@@ -376,7 +376,7 @@ DEMO = ModelConfig(
     head=HeadConfig(width=256, depth=3),
     # Its tokens have unit variance and longer tails than the official ones: 2 would cut them.
     sampling=SamplingConfig(
-        frames=17, height=64, width=64, mask_steps=8, head_steps=25, token_clip=10.0, max_beta=0.05, fps=24.0
+        frames=17, height=64, width=64, mask_steps=24, head_steps=25, token_clip=10.0, max_beta=0.05, fps=24.0
     ),
 )
 

@@ -59,7 +59,8 @@ def as_data(
         "settings": {
             key: getattr(sampling, key)
             for key in ("frames", "height", "width", "mask_steps", "head_steps", "guidance_scale", "temperature")
-        },
+        }
+        | sampling.dials,
         "cases": [{"name": case.name, "prompt": case.prompt} for case in cases],
         "environment": dict(environment),
     }
