@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from videomar.quality import LEVELS
 from videomar.serving.api.errors import ApiError
 from videomar.serving.jobs import QUEUED
 from videomar.serving.site import Site
@@ -29,6 +30,7 @@ def routes(site: Site) -> APIRouter:
             "precision": site.budget.manifest.precision,
             "backend": site.pipe.backend.name,
             "defaults": dataclasses.asdict(config.sampling),
+            "levels": LEVELS,
             "frame_stride": tokenizer.temporal_stride,
             "size_stride": tokenizer.spatial_stride,
             "limits": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from videomar.config import SamplingConfig
+from videomar.quality import at_quality
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the package playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -172,3 +176,13 @@ def test_a_key_is_asked_for_and_used(browser: Any, serve: Any) -> None:
     page.wait_for_selector("#knobs input", state="attached")
     assert page.is_hidden("#key")
     context.close()
+
+
+def test_a_level_of_quality_is_asked_for_without_the_numbers_that_it_sets(page: Any, server: Any) -> None:
+    page.click("summary")
+    page.select_option("#knobs select[name=quality]", "draft")
+    ask(page)
+    page.wait_for_selector("#finished:not([hidden])")
+    job = server.site.store.page(None, 1, True)[0][0]
+    asked = SamplingConfig(**json.loads(job.sampling))
+    assert asked == at_quality(server.site.pipe.config.sampling, "draft") and asked.dials
