@@ -164,6 +164,9 @@ class Deadline:
             for (begin, level), end in zip(self.history, ends, strict=True)
             if end > begin
         ]
-        took = self.clock() - self.began
+        took, first = self.clock() - self.began, next(iter(self.levels))
         kept = "kept" if took <= self.seconds else "MISSED"
-        return f"deadline of {self.seconds:g} s {kept}: {took:.2f} s with the steps timed first; {', '.join(parts)}"
+        cost = "" if all(level == first for _, level in self.history) else "; `videomar tune` measures what levels cost"
+        return (
+            f"deadline of {self.seconds:g} s {kept}: {took:.2f} s with the steps timed first; {', '.join(parts)}{cost}"
+        )
