@@ -511,7 +511,7 @@ OPTIONS = {
     "only the given frame": (("--frames", 1), "frames is 1", "such as 9"),
     "half a frame": (("--frames", "9.5"), "--frames", "'9.5'", "whole number"),
     "frames in words": (("--frames", "many"), "--frames", "'many'", "whole number"),
-    "frames beyond any memory": (("--frames", 8 * 10**12 + 1), "rotary positions", "--frames"),
+    "frames beyond any memory": (("--frames", 8 * 10**12 + 1), "frames is 8000000000001", "at most 1000000"),
     "no mask steps": (("--mask-steps", 0), "--mask-steps", "is 0"),
     "negative mask steps": (("--mask-steps", -1), "--mask-steps", "is -1"),
     "more mask steps than tokens": (("--mask-steps", 1000), "mask steps is 1000", "tokens of one frame"),
