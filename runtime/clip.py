@@ -91,6 +91,8 @@ class ClipRun:
 
         Raises InputError for what was not among `others`.
         """
+        # How many passes guidance takes was settled by the memory there is when the clip was begun.
+        sampling = sampling.but(guidance_passes=self.clip.sampling.guidance_passes)
         if sampling != self.clip.sampling and all(sampling != other.sampling for other in self._others):
             raise InputError("this clip was not begun for these dials, expected some of those that it may change to")
         frame = next((s.frame for s in self.left if s.index == 0 and not s.known), self.clip.shape.frames)

@@ -162,7 +162,8 @@ class Pipeline:
         pixels = to_pixels(fit(given, sampling.height, sampling.width, sampling.fit))
         clip = ClipSteps.of(self.config, sampling, len(given))
         chance = SeededNoise(seed) if noise is None else noise
-        instead = [ClipSteps.of(self.config, other, len(given)) for other in others]
+        passes = sampling.guidance_passes  # as memory allows
+        instead = [ClipSteps.of(self.config, other.but(guidance_passes=passes), len(given)) for other in others]
         return ClipRun(self.backend, clip, pixels, text, chance, Timing(), instead)
 
     def embed(self, prompt: str) -> PromptEmbedding:

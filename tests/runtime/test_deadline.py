@@ -177,6 +177,17 @@ def test_only_dials_that_were_planned_for_can_come_and_never_inside_a_frame(pipe
         run.clip.then(2, options["draft"].but(height=16))
 
 
+def test_a_clip_whose_branches_go_one_after_the_other_for_want_of_memory_keeps_that_when_it_changes(
+    pipe: Pipeline,
+) -> None:
+    options = levels(pipe)
+    begun = options["exact"].but(guidance_passes=2)  # as the memory check would have it
+    with pipe.start(picture(), "a red circle", sampling=begun, others=list(options.values())) as run:
+        run.change(options["draft"])
+        assert len(np.concatenate(list(run))) == begun.frames
+        assert {sampling.guidance_passes for _, sampling in run.clip.later} == {2}
+
+
 def test_the_line_through_measured_times_never_goes_below_zero() -> None:
     assert module._line({10.0: 3.0, 20.0: 5.0}) == pytest.approx((1.0, 0.2))
     assert module._line({10.0: 3.0}) == pytest.approx((0.0, 0.3))
