@@ -52,7 +52,6 @@ class GrowingCache:
             [self._memory.zeros((size,), dtype) for _ in self._past] if wanted else [] for wanted in (True, True, parts)
         )
         self._starts = {n: self._memory.zeros((n,), np.int64) for n in {1, plan.branches} if self._in_place}
-        self._rows = self._memory.zeros((0,), np.int64)
         self._finished, self._widened = 0, -1
         self._bound: tuple[ort.IOBinding, int, int, int] | None = None
         self._at = np.arange(plan.tokens)  # where in the new part of the second buffer a position lies
