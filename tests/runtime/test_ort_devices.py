@@ -147,9 +147,9 @@ def test_keys_and_values_never_leave_the_device_and_a_clip_allocates_only_when_i
         clip.sample(1.7, np.zeros((4, t.token_channels), np.float32), np.zeros((3, 4, t.token_channels), np.float32))
         reads = [size for what, size in disguise.events if what == "read"]
         assert reads == [4 * t.token_channels * 4]  # what was sampled, and nothing else
-        assert all(size < frame_kv for what, size in disguise.events if what == "write")
         # The zeros that the in-place emitter's growing cache is copied with are taken when the second frame begins.
         first_copy = artifacts == "tiny_native" and frame == 1
+        assert first_copy or all(size < frame_kv for what, size in disguise.events if what == "write")
         assert set(disguise.since()) == {"write", "read", "bind cuda"} | ({"take"} if first_copy else set())
         clip.keep()
         after = disguise.since()
