@@ -35,6 +35,7 @@ NOISE_LEVELS = 2  # diffusion steps trained a token and pass; each costs a quart
 DROP_TEXT = 0.1
 EMA = 0.999
 LEFT_TO_CHANCE = 0.65  # share of clips whose future is drawn: what takes longest to learn
+EVERY_FUTURE = tuple(sentence for sentence, futures in CHANCES.items() for _ in futures)  # more futures: more clips
 DECIDED_FIRST = 2  # how much more often the first generated frame is trained than each later one: the draw falls there
 
 
@@ -56,7 +57,7 @@ class Pool:
     @torch.no_grad()
     def refresh(self, count: int) -> None:
         """Replace the oldest `count` clips by new ones."""
-        kinds = [tuple(CHANCES) if self._rng.random() < LEFT_TO_CHANCE else MOTIONS for _ in range(count)]
+        kinds = [EVERY_FUTURE if self._rng.random() < LEFT_TO_CHANCE else MOTIONS for _ in range(count)]
         scenes = [sample_scene(self._rng, str(self._rng.choice(kind))) for kind in kinds]
         pixels = torch.from_numpy(np.stack([render(s) for s in scenes])).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
         z = self._tokenizer.vae.encode(pixels).latent_dist.mode().flatten(3).permute(0, 2, 3, 1)

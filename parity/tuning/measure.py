@@ -96,8 +96,8 @@ def tune(
 ) -> Iterator[str]:
     """Measure what is not in `tuning` yet, setting after setting; yields the name of each that was done.
 
-    Ends early after `minutes`, never inside a setting. Every setting but the exact one has a clip of the exact
-    schedule beside each of its own, so that times are of the same minute.
+    Ends early after `minutes`, never inside a setting. Every setting has a clip of the exact schedule beside each of
+    its own: how much faster it is comes of the same minute, and its seconds are the exact ones' by that much.
     """
     began = time.perf_counter()
     exact = settings[EXACT]
@@ -111,11 +111,11 @@ def tune(
         if minutes is not None and time.perf_counter() - began > 60 * minutes and tuning.rows:
             return
         pairs = [(clip(pipe, s, sampling, s.seed), clip(pipe, s, exact, s.seed)) for s in starts]
-        seconds = median(own[0] for own, _ in pairs)
+        faster = 1.0 if name == EXACT else median(beside[0] / own[0] for own, beside in pairs)
         apart = [_apart(own[1], beside[1]) / spread for own, beside in pairs]
         row = {
-            "seconds": seconds,
-            "faster": median(beside[0] / own[0] for own, beside in pairs),
+            "seconds": tuning.rows[EXACT]["seconds"] / faster if tuning.rows else median(made[0] for made in once),
+            "faster": faster,
             "apart": sum(apart) / len(apart),
             "apart_most": max(apart),
             "dials": {**sampling.dials, "mask_steps": sampling.mask_steps, "head_steps": sampling.head_steps},

@@ -356,7 +356,7 @@ def test_an_official_release_is_imported_exported_and_run_as_the_naive_reading_o
         ["import", *files, "-o", str(tmp_path / "checkpoint")],
         ["export", str(tmp_path / "checkpoint"), "-o", str(tmp_path / "artifacts")],
         ["generate", str(tmp_path / "artifacts"), "--image", str(tmp_path / "first.png"), "--prompt", PROMPT,
-         "--seed=4", "-o", str(tmp_path / "frames"), *options],
+         "--seed=4", "--threads=1", "-o", str(tmp_path / "frames"), *options],
     ):  # fmt: skip
         assert main(command) == 0, command[0]
     with Pipeline.open(tmp_path / "artifacts", threads=1, backend="ort-cpu") as pipe:
