@@ -24,6 +24,9 @@ from videomar.runtime.media import FULL_RANGE, pictures, reading
 _SLACK = 0.02  # of a frame of the model: containers round their timestamps, Matroska to a millisecond
 _HDR = {16: "PQ", 18: "HLG"}  # transfer characteristics as FFmpeg numbers them
 _BT2020 = 9
+# Their decoder keeps a colour profile's name with the frame, which PyAV frees twice once anything beside the frame is
+# read: the process dies. They have no display matrix.
+_UNASKED = ("png", "apng")
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class Recording:
         matrix, graph = None, None
         for index, frame in enumerate(frames):
             if index == 0:
-                matrix = _display_matrix(frame)
+                matrix = None if stream.codec_context.name in _UNASKED else _display_matrix(frame)
                 if frame.interlaced_frame:
                     graph = _deinterlacer(stream)
                     self._note(f"{self.path} is interlaced; its fields were made into frames")

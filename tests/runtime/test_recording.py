@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
+import zlib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 import pytest
 
@@ -164,6 +168,41 @@ def test_a_display_matrix_turns_and_mirrors(tmp_path: Path, name: str) -> None:
     (tmp_path / "turned.mp4").write_bytes(data[:at] + matrix + data[at + 36 :])
     got, expected = load_clip(tmp_path / "turned.mp4")[0], shown(frame)
     assert got.shape == expected.shape and np.abs(got.astype(int) - expected).mean() < 6
+
+
+def png_with_profile(profile: bytes) -> bytes:
+    """A picture with a chunk iCCP before its pixels."""
+    whole = cv2.imencode(".png", ball(0.5))[1].tobytes()
+    chunk = b"iCCP" + profile
+    head = 8 + 25  # signature and IHDR
+    return whole[:head] + struct.pack(">I", len(profile)) + chunk + struct.pack(">I", zlib.crc32(chunk)) + whole[head:]
+
+
+PROFILES = {
+    "whole": b"icc\0\0" + zlib.compress(bytes(3000)),
+    "cut": b"icc\0\0" + zlib.compress(bytes(3000))[:10],
+    "empty": b"",
+}
+
+
+def test_pictures_with_a_colour_profile_do_not_end_the_process(tmp_path: Path) -> None:
+    for name, profile in PROFILES.items():
+        data = png_with_profile(profile)
+        (tmp_path / f"{name}.png").write_bytes(data)
+        with av.open(str(tmp_path / f"{name}.mov"), "w") as container:
+            stream = container.add_stream("png", rate=12, width=96, height=64, pix_fmt="rgb24")
+            for index in range(3):
+                packet = av.Packet(data)
+                packet.stream, packet.pts, packet.time_base = stream, index, Fraction(1, 12)
+                container.mux(packet)
+    # What was freed twice is noticed when Python cleans up: only another process may look.
+    code = (
+        "import sys; from pathlib import Path; from videomar.runtime.recording import load_clip\n"
+        "for file in sorted(Path(sys.argv[1]).iterdir()): print(load_clip(file)[0].mean())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(map(float, done.stdout.split())) == pytest.approx([ball(0.5).mean()] * 6)
 
 
 def test_interlaced_fields_become_frames_without_a_comb(tmp_path: Path) -> None:
