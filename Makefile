@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet -e ".[export,serve,postgres,test]"
+	$(BIN)/python -m pip install --quiet -e ".[completion,export,serve,postgres,test]"
 	# A real TensorRT builder for a CPU, x86-64 Linux only; without it its tests say so and are skipped.
 	$(BIN)/python -m pip install --quiet --no-deps $(RTX) || echo "no TensorRT-RTX for this platform: its tests are skipped"
 	touch $@

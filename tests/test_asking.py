@@ -67,16 +67,37 @@ def test_the_version_is_that_of_the_package(capfd: pytest.CaptureFixture[str]) -
     assert (stop.value.code, capfd.readouterr().out) == (0, f"videomar {version('videomar')}\n")
 
 
-def test_a_shell_completes_commands_and_options(tmp_path: Path) -> None:
+COMPLETED = {
+    "videomar gen": ["generate"],
+    "videomar generate --cont": ["--contact-sheet"],
+    "videomar generate out --quality f": ["fast"],
+    "videomar train tr": ["transformer"],
+    "videomar generate out": [],  # a path: the shell's own completion goes on
+}
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `eval "$(videomar --print-completion bash)"` evaluates."""
     pytest.importorskip("shtab")
-    script = tmp_path / "complete.sh"
-    printed = subprocess.run(
-        [sys.executable, "-m", "videomar", "--print-completion", "bash"], capture_output=True, text=True, check=True
-    )
-    script.write_text(printed.stdout)
-    asked = "COMP_WORDS=(videomar generate --cont); COMP_CWORD=2; _shtab_videomar; echo ${COMPREPLY[@]}"
-    done = subprocess.run(["bash", "-c", f". {script}; {asked}"], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["--contact-sheet"]
+    script = tmp_path_factory.mktemp("completion") / "complete.sh"
+    command = [sys.executable, "-m", "videomar", "--print-completion", "bash"]
+    script.write_text(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return script
+
+
+@pytest.mark.parametrize("typed", COMPLETED)
+def test_a_shell_completes_commands_and_options(completion: Path, typed: str) -> None:
+    # As readline does: the function that the script has registered, given the words and which one is being typed.
+    code = f"""
+        . {completion}
+        [[ $(complete -p videomar) =~ bashdefault.*" -F "([^ ]+) ]] || exit 3
+        COMP_WORDS=({typed}) COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        ${{BASH_REMATCH[1]}}
+        echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "--norc", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, COMPLETED[typed], "")
 
 
 def test_completion_without_its_package_names_the_extra(

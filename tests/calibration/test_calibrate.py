@@ -456,6 +456,22 @@ def test_the_command_prints_the_figures_and_refuses_with_code_2(
         assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_the_command_says_as_json_what_it_wrote(
+    tiny_artifacts: Path, int8: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite(str(tmp_path / "a.png"), np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8))
+    (tmp_path / "clips.txt").write_text("a.png\ta red circle falls\n")
+    command = ["calibrate", str(tiny_artifacts), "-o", str(tmp_path / "out"), "--threads", "1", "--target", "0.9"]
+    command += ["--clips", str(tmp_path / "clips.txt"), "--no-sensitivity", "--ranges", str(int8 / RANGES), "--json"]
+    for wrote in (True, False):
+        assert main(command) == 0
+        said = json.loads(capsys.readouterr().out)
+        report = json.loads((tmp_path / "out" / REPORT).read_text())
+        assert said == {"output": str(tmp_path / "out"), "wrote": wrote} | report
+    assert said["errors"] == read_manifest(tmp_path / "out").extra["calibration"]["errors"]
+    assert sum(row["quantized"] for row in said["linears"].values()) == 13
+
+
 def test_inspect_shows_what_was_measured_and_what_was_seen(int8: Path, tmp_path: Path) -> None:
     facts = describe(int8)["facts"]
     assert (facts["precision"], facts["between"]) == ("int8", "fp32 between graphs")

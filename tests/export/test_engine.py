@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -370,3 +371,20 @@ def test_trtexec_commands_have_every_shape(portable: Path) -> None:
     assert len(commands) == len(ENGINES)
     head = commands[-1]
     assert "--stronglyTyped" in head and "--fp16" not in head and "--maxShapes=x:4x16,draw:4x16" in head
+
+
+def test_trtexec_commands_are_printed_without_a_place_for_engines(
+    portable: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["build", str(portable), "--print-trtexec"]) == 0
+    printed = capsys.readouterr().out
+    words = [shlex.split(line) for line in printed.splitlines()]
+    assert [line[:3] for line in words] == [
+        ["trtexec", f"--onnx={portable / name}.onnx", f"--saveEngine=ENGINES/{name}.engine"] for name in ENGINES
+    ]
+    assert list(tmp_path.iterdir()) == []  # nothing was built
+    assert main(["build", str(portable), "--print-trtexec", "-o", "ENGINES"]) == 0
+    assert capsys.readouterr().out == printed
+    assert main(["build", str(portable)]) == 2
+    assert "-o ENGINES" in capsys.readouterr().err
