@@ -10,7 +10,7 @@ OUT ?= out
 TORCH ?= torch==2.13.0
 RTX := onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 tensorrt-rtx-cu13-bindings==1.7.1.116 polygraphy
 
-.PHONY: demo test lowest gate lint bench evaluate clean
+.PHONY: demo test fleet lowest gate lint bench evaluate clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -n auto
+
+# Ray Serve, really run. No part of `make test`: its packages take longer to install, and its start takes minutes where
+# other things run beside it.
+fleet: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e ".[fleet]"
+	$(BIN)/python -m pytest tests/serving/test_ray.py
 
 # The least versions that pyproject.toml allows, on the oldest Python, run what this version exports.
 lowest: $(VENV)/.installed

@@ -35,8 +35,10 @@ from videomar.serving.site import Site
 NAME = "videomar"
 DRAIN = 15.0  # seconds beyond the grace in which a replica has to be gone
 WANTED = "wanted"  # the figure by which replicas say how many of them there should be
+TRIES = 3  # to start Ray on this machine
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # it would tell its makers
+    "RAY_worker_niceness": "0",  # replicas are what the machine is there for; Ray would put them behind everything
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # five seconds do not suffice on a machine that is busy
 }
 
@@ -119,6 +121,26 @@ def app(args: Mapping[str, str]) -> serve.Application:
     return application(given_of(parsed), *(parsed.fleet or (1, 1)), gpus=parsed.replica_gpus)
 
 
+def join() -> None:
+    """Be part of the cluster that RAY_ADDRESS names, or start Ray on this machine; raises InputError.
+
+    Ray gives its own processes 15 seconds, which a busy machine exceeds while it still reads their files; those are in
+    memory at the next try.
+    """
+    tries = 1 if "RAY_ADDRESS" in os.environ else TRIES
+    for left in reversed(range(tries)):
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+            return
+        except Exception as error:  # Ray has no kind of its own for this
+            ray.shutdown()
+            if not left:
+                raise InputError(
+                    f"Ray did not start ({error}), expected it to at one of {tries} tries; its logs, in "
+                    "/tmp/ray/session_latest/logs, say why"
+                ) from None
+
+
 def run(given: Given, least: int, most: int, gpus: float) -> int:
     """Serve until a signal, on the cluster that RAY_ADDRESS names or on this machine alone."""
     settings, over = given.settings, threading.Event()
@@ -126,7 +148,7 @@ def run(given: Given, least: int, most: int, gpus: float) -> int:
     Store(_database(given)).close()
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    join()
     try:
         try:
             serve.start(http_options={"host": settings.host, "port": settings.port})

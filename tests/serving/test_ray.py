@@ -15,8 +15,11 @@ import pytest
 
 pytest.importorskip("ray", reason="needs the extra `fleet`: pip install 'videomar[fleet]'")
 
+import ray
+
+from videomar.errors import InputError
 from videomar.runtime.pipeline import Pipeline
-from videomar.serving.fleet import WANTED, busy_replicas
+from videomar.serving.fleet import TRIES, WANTED, busy_replicas, join
 from videomar.serving.jobs import IN_PROGRESS
 from videomar.serving.keeping.store import Store
 
@@ -80,3 +83,27 @@ def test_a_killed_replicas_clip_is_made_by_another_and_every_clip_is_the_pipelin
 def test_replicas_are_as_many_as_the_queue_keeps_busy(said: dict[str, float], replicas: int) -> None:
     context = SimpleNamespace(aggregated_metrics={WANTED: said}, target_num_replicas=2)
     assert busy_replicas(context)[0] == replicas  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("address", "failing", "tries"), [(None, 2, 3), (None, 9, TRIES), ("127.0.0.1:6379", 9, 1)])
+def test_ray_is_started_again_where_it_was_too_slow_and_a_cluster_that_is_not_there_is_told_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, failing: int, tries: int
+) -> None:
+    tried, ended = [], []
+
+    def init(**options: object) -> None:
+        tried.append(options)
+        if len(tried) <= failing:
+            raise Exception("the current node timed out during startup")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(0))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    if failing < tries:
+        join()
+    else:
+        with pytest.raises(InputError, match=r"timed out during startup.*session_latest"):
+            join()
+    assert len(tried) == tries and len(ended) == min(failing, tries)
