@@ -5,7 +5,14 @@ from __future__ import annotations
 import json
 import random
 import socket
+import struct
+import zlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+import cv2
+import numpy as np
 
 from videomar.runtime.probes import resident
 from videomar.runtime.system import System
@@ -47,11 +54,12 @@ PATHS = ["/v1/videos/%2e%2e%2f%2e%2e%2fetc%2fpasswd", "/v1/videos/../../etc/pass
          "/v1/models/..", "/v1/videos/" + "a" * 3000, "/static/../page.html"]  # fmt: skip
 
 
-def test_malformed_requests_are_the_clients_errors_and_leave_no_trace(server: Any) -> None:
+def test_malformed_requests_are_the_clients_errors_and_leave_no_trace(server: Any, serve: Callable[..., Any]) -> None:
     rng, system = random.Random(14), System()
+    kinds = [*KINDS, partial(wrong_key, serve(keys=("k" * 20,)))]
     before, statuses = 0, set()
     for case in range(CASES):
-        status, text = KINDS[case % len(KINDS)](server, rng)
+        status, text = kinds[case % len(kinds)](server, rng)
         statuses.add(status)
         assert 400 <= status < 500, (case, status, text[:300])
         error = json.loads(text)["error"]
@@ -59,7 +67,7 @@ def test_malformed_requests_are_the_clients_errors_and_leave_no_trace(server: An
         if case == CASES // 3:
             before = resident(system)
     assert resident(system) - before < 32 << 20
-    assert {400, 404, 413, 415} <= statuses
+    assert {400, 401, 404, 413, 415} <= statuses
     assert (
         server.site.store.counts() == dict.fromkeys(server.site.store.counts(), 0) and server.site.place.ids() == set()
     )
@@ -120,6 +128,24 @@ def too_large(server: Any, rng: random.Random) -> tuple[int, str]:
     return raw(server, f"{head}content-length: {length}\r\n\r\n{{")
 
 
+def bomb(server: Any, rng: random.Random) -> tuple[int, str]:
+    """A picture of a few bytes that says it is large."""
+    data = bytearray(cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
+    data[16:24] = struct.pack(">II", rng.choice([8192, 50_000]), rng.choice([8192, 2**31 - 1]))
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    files = {"input_reference": ("a.png", bytes(data), "image/png")}
+    answer = server.http.post("/v1/videos", data={"prompt": "a red circle falls"}, files=files)
+    return answer.status_code, answer.text
+
+
+def wrong_key(keyed: Any, server: Any, rng: random.Random) -> tuple[int, str]:
+    """To a server that has keys."""
+    given = rng.choice(["", "Bearer", "Bearer " + "k" * 19, "Basic " + "k" * 20, "Bearer " + "x" * 5000, "k" * 20])
+    method, path = rng.choice([("GET", "/v1/videos"), ("POST", "/v1/videos"), ("GET", "/metrics"), ("DELETE", "/v1/x")])
+    answer = keyed.http.request(method, path, headers={"authorization": given})
+    return answer.status_code, answer.text
+
+
 def raw(server: Any, request: str) -> tuple[int, str]:
     host, port = server.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=120) as connection:
@@ -131,4 +157,4 @@ def raw(server: Any, request: str) -> tuple[int, str]:
     return int(head.split()[1]), body.decode()
 
 
-KINDS = [odd_json, odd_reference, no_json, odd_form, cut_form, odd_path, too_large]
+KINDS = [odd_json, odd_reference, no_json, odd_form, cut_form, odd_path, too_large, bomb]

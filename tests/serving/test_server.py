@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import json
 import socket
 import time
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from videomar.serving.api import watching
+from videomar.serving.jobs import QUEUED, new_id
 
 openai = pytest.importorskip("openai", reason="needs the package openai: pip install openai")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -70,6 +72,32 @@ def test_json_with_a_data_url_asks_for_the_same_clip_as_a_form(server: Any, alon
         answer = server.http.post("/v1/videos/sync", json=asked)
         assert answer.status_code == 200 and answer.headers["content-type"] == "video/mp4"
         assert answer.content == alone(server.site.pipe._pipe, 4, width=16, height=24, mask_steps=2)
+
+
+def test_a_client_that_waits_for_a_clip_and_leaves_takes_its_job_along(serve: Callable[..., Any]) -> None:
+    server = serve()
+    server.gate.shut()
+    url = "data:image/png;base64," + base64.b64encode(png(0)).decode()
+    body = json.dumps({"prompt": PROMPT, "input_reference": url}).encode()
+    head = "POST /v1/videos/sync HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), timeout=120) as connection:
+        connection.sendall(head.encode() + b"content-length: %d\r\n\r\n" % len(body) + body)
+        until(lambda: server.site.store.counts()["in_progress"] == 1)
+    until(lambda: server.site.store.known() == set())
+    server.gate.open()
+    until(lambda: not server.site.maker.busy)
+    assert server.site.place.ids() == set()
+
+
+def test_a_clip_under_which_servers_died_ten_times_fails_and_one_that_was_parked_as_often_is_made(server: Any) -> None:
+    site, id = server.site, server.create()
+    server.ended(id)
+    for parked, code in ((0, "crashed"), (10, None)):
+        job = dataclasses.replace(site.store.get(id), id=new_id(), status=QUEUED, attempts=10, parked=parked)
+        site.place.put_given(job.id, site.place.given(id))
+        site.store.add(job)
+        site.maker.wake()
+        assert (server.ended(job.id)["error"] or {}).get("code") == code
 
 
 def test_clips_in_flight_together_are_each_what_they_are_alone(server: Any, alone: Any) -> None:
