@@ -28,7 +28,7 @@ from videomar.calibration.ranges import Ranges
 from videomar.calibration.sensitivity import Tester, keep_list, one_at_a_time
 from videomar.calibration.trials import Trial, record
 from videomar.calibration.writing import Found, Source, first_report, write
-from videomar.errors import ArtifactError, InputError
+from videomar.errors import ArtifactError, InputError, UserError
 from videomar.graphs import TRANSFORMER_STEP
 from videomar.onnx_interface import verify_graphs
 from videomar.unfinished import scratch
@@ -79,10 +79,14 @@ def calibrate(
             sampling, threads = options.sampling, options.threads
             ranges = collect(directory, manifest, seen, sampling, state, threads, options.memory, progress)
         outcome = _quantize(directory, manifest, output, linears, ranges, held_out, inputs, force, options, progress)
-    except KeyboardInterrupt as stop:
-        if state.exists():
-            stop.args = (f"what the clips showed so far is kept in {state}; the same command goes on from there",)
-        raise
+    except (KeyboardInterrupt, UserError, OSError) as stop:
+        if not state.exists():
+            raise
+        kept = f"what the clips showed so far is kept in {state}; the same command goes on from there"
+        if isinstance(stop, KeyboardInterrupt):
+            stop.args = (kept,)
+            raise
+        raise (type(stop) if isinstance(stop, UserError) else ArtifactError)(f"{stop}; {kept}") from stop
     for leftover in state.parent.glob(f".{glob.escape(output.resolve().name)}.*.{RANGES}"):
         leftover.unlink(missing_ok=True)
     return outcome

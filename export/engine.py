@@ -109,7 +109,7 @@ def _build_all(
         result = run_job(job, scratch, _scaled(progress, name, before, costs[name], total))
         if "error" in result:
             log = out.with_name(f"{out.name}.{name}.log")
-            if Path(job["log"]).is_file():
+            if result["stage"] != "user" and Path(job["log"]).is_file():  # what is not TensorRT's is not in its log
                 shutil.copy(job["log"], log)
             raise failure(name, result, weights_bytes(source, name), job["workspace"], free, log)
         before += costs[name]

@@ -5,34 +5,60 @@ from __future__ import annotations
 import builtins
 import errno
 import hashlib
+import importlib.util
 import io
 import os
 import shutil
+import sys
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from itertools import islice
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+import torch
 
+from videomar.capabilities import TABLE
 from videomar.cli import main
+from videomar.config import ModelConfig
+from videomar.graphs import HEAD_STEP, TRANSFORMER_STEP
+from videomar.model.videomar import VideoMAR
 
+ROOT = Path(__file__).parents[1]
 MOST = 12  # faults a command: all of its calls, or so many evenly over them
 FEW = "--frames 9 --mask-steps 1 --head-steps 2 --threads 1 --backend ort-cpu".split()
 PROMPT = ["--prompt", "a red circle falls"]
 
 
+def load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+originals = load("originals", ROOT / "tests" / "export" / "originals.py")
+
+
 class Full(io.BufferedWriter):
     """A file on a disk that is full: it exists, and nothing goes into it."""
 
-    def __init__(self, path: Any, mode: str, error: OSError) -> None:
+    def __init__(self, path: Any, mode: str, disk: Disk) -> None:
         super().__init__(io.FileIO(path, mode.replace("b", "").replace("t", "")))
-        self.error = error
+        self.disk = disk
 
     def write(self, data: Any) -> int:
-        raise self.error
+        self.disk.failed = True
+        raise OSError(self.disk.number, os.strerror(self.disk.number))
+
+    def read(self, *_: Any) -> bytes:
+        return b""
 
 
 class Disk:
@@ -40,7 +66,7 @@ class Disk:
 
     def __init__(self, folder: Path, fails: int = -1, number: int = errno.ENOSPC) -> None:
         self.folder, self.fails, self.calls = str(folder), fails, list[str]()
-        self.number = number
+        self.number, self.failed = number, False
 
     def fault(self, what: str, path: Any) -> OSError | None:
         """The error of this call, None for one that works."""
@@ -57,6 +83,7 @@ class Disk:
     def wrapped(self, what: str, real: Callable[..., Any], target: int = 0) -> Callable[..., Any]:
         def call(*args: Any, **options: Any) -> Any:
             if error := self.fault(what, args[target]):
+                self.failed = True
                 raise error
             return real(*args, **options)
 
@@ -67,9 +94,10 @@ class Disk:
             if not set(mode) & set("wxa+") or isinstance(path, int) or options.get("opener"):  # of a file without name
                 return real(path, mode, *args, **options)
             if error := self.fault("open", path):
+                self.failed = True
                 raise error
-            if error := self.fault("write", path):
-                full = Full(path, mode, OSError(self.number, os.strerror(self.number)))
+            if self.fault("write", path):
+                full = Full(path, mode, self)
                 return full if "b" in mode else io.TextIOWrapper(full, write_through=True)
             return real(path, mode, *args, **options)
 
@@ -96,35 +124,88 @@ def tree(folder: Path) -> dict[str, str]:
     }
 
 
+def clear(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory, tiny_artifacts: Path, tiny_checkpoint: Path) -> dict[str, Path]:
+def given(
+    tmp_path_factory: pytest.TempPathFactory, tiny_artifacts: Path, tiny_native: Path, tiny_checkpoint: Path
+) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("given")
     cv2.imwrite(str(place / "start.png"), np.full((16, 24, 3), 90, np.uint8))
     assert main(["record", str(tiny_artifacts), "-o", str(place / "pack"), *PROMPT, *FEW]) == 0
+    (place / "list.txt").write_text(f"{place}/start.png\t{PROMPT[1]}\n")
+    (place / "originals").mkdir()
+    originals.write_all(place / "originals")
     return {
         "artifacts": tiny_artifacts,
+        "native": tiny_native,
         "checkpoint": tiny_checkpoint,
         "picture": place / "start.png",
         "pack": place / "pack",
+        "originals": place / "originals",
+        "list": place / "list.txt",
+        "cache": place / "timing",
     }
 
 
+SMALL = "--size 64 --mask-steps 1 --head-steps 2 --threads 1".split()
+IMPORTED = "--transformer {originals}/videomar.pth --tokenizer {originals}/cosmos --text {originals}/qwen".split()
+PAGES = "--json {out}/r.json --html {out}/r.html --png {out}/r.png".split()
 # command -> its arguments after the name, of which {out} is a folder that the command may change
 COMMANDS: dict[str, list[str]] = {
     "generate": ["{artifacts}", "--image", "{picture}", *PROMPT, *FEW, "-o", "{out}/clip.mp4"],
-    "generate, pictures": ["{artifacts}", "--image", "{picture}", *PROMPT, *FEW, "-o", "{out}/frames"],
+    "generate, new": ["{artifacts}", "--image", "{picture}", *PROMPT, *FEW, "-o", "{out}/frames"],
     "embed": ["{artifacts}", *PROMPT, "-o", "{out}/words.npz"],
     "record": ["{artifacts}", *PROMPT, *FEW, "-o", "{out}/pack", "--force"],
-    "replay": ["{pack}", "{artifacts}", "--json", "{out}/r.json", "--html", "{out}/r.html", "--png", "{out}/r.png"],
+    "replay": ["{pack}", "{artifacts}", *PAGES],
     "plan": ["{artifacts}", "--device", "orin-nx-16", "--svg", "{out}/plan.svg"],
     "export": ["{checkpoint}", "-o", "{out}/graphs", "--force"],
+    "import": [*IMPORTED, "-o", "{out}/imported", "--force"],
+    "calibrate": ["{artifacts}", "-o", "{out}/int8", "--demo", "4", *SMALL, "--force"],
+    "build": [
+        "{artifacts}",
+        "-o",
+        "{out}/engines",
+        "--builder",
+        "tensorrt-rtx",
+        "--timing-cache",
+        "{cache}",
+        "--force",
+    ],
+    "evaluate": ["{artifacts}", "--cases", "2", "--threads", "1", "--json", "{out}/figures.json"],
+    "compare": ["{artifacts}", "{native}", "--image", "{picture}", *PROMPT, *FEW, *PAGES],
+    "tune": ["{native}", "--cases", "{list}", *FEW, "-o", "{out}/found.json", "--html", "{out}/found.html"],
+    "tune, new": ["{native}", "--cases", "{list}", *FEW, "-o", "{out}/found.json"],
+    "train": ["transformer", "--start", "{checkpoint}", "-o", "{out}/trained", "--steps", "3"],
 }
+# What makes another result than the one that is there: half of each would be seen.
+OTHERS = {name: ["--seed", "1"] for name in ("generate", "record", "train")} | {"import": ["--weights", "model"]}
+
+
+def once(real: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, whose first result is its only one: what is looked at is how commands write."""
+    found: list[Any] = []
+
+    def call(*args: Any, **options: Any) -> Any:
+        if not found:
+            found.append(real(*args, **options))
+        return found[0]
+
+    return call
 
 
 @pytest.fixture
-def quick_export(monkeypatch: pytest.MonkeyPatch, tiny_artifacts: Path) -> None:
-    """`export` with graphs that are made already: what is looked at is how it writes."""
+def quick(monkeypatch: pytest.MonkeyPatch, tiny_artifacts: Path, tiny_config: ModelConfig) -> None:
+    """What takes long is done once, or is done already."""
+    from videomar.calibration import calibrate, writing
+    from videomar.demo import evaluate
     from videomar.export import export
+    from videomar.parity.comparing import compare
+    from videomar.parity.tuning import grid
+    from videomar.training import transformer
 
     class Made:
         wide: dict[str, int]
@@ -140,6 +221,64 @@ def quick_export(monkeypatch: pytest.MonkeyPatch, tiny_artifacts: Path) -> None:
     monkeypatch.setattr(export, "check_graph", lambda *_: {"z": 0.0})
     monkeypatch.setattr(export, "lint_file", lambda *_, **__: [])
 
+    collect = once(calibrate.collect)
+
+    def collected(*args: Any) -> Any:
+        ranges = collect(*args)
+        ranges.save(args[4])
+        return ranges
+
+    monkeypatch.setattr(calibrate, "collect", collected)
+    for place, name in (
+        (calibrate, "record"),
+        (calibrate, "_find"),
+        (writing, "measure"),
+        (writing, "_timing"),
+        (evaluate, "evaluate"),
+        (compare, "climb_all"),
+    ):
+        monkeypatch.setattr(place, name, once(getattr(place, name)))
+    settings = grid.settings
+    monkeypatch.setattr(grid, "settings", lambda clip: dict(islice(settings(clip).items(), 2)))
+    monkeypatch.setattr(transformer, "DEMO", tiny_config)
+    monkeypatch.setattr(transformer, "POOL", 80)
+    monkeypatch.setattr(transformer, "Pool", once(transformer.Pool))
+
+    def loss(model: VideoMAR, *_: Any) -> torch.Tensor:
+        return sum((torch.randn_like(p) * p).mean() for p in model.parameters() if p.requires_grad)
+
+    monkeypatch.setattr(transformer, "training_loss", loss)
+
+
+@pytest.fixture
+def worker_in_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT's worker in this process, so that the disk fails it, too; with the fake TensorRT of tests/export."""
+    from videomar.export import build_worker, engine, sources, workers
+
+    class Worker:
+        def __init__(self, command: list[str], stderr: Any, **_: Any) -> None:
+            self.stdout, self.code = io.StringIO(), 1
+            try:
+                with redirect_stdout(self.stdout):
+                    self.code = build_worker.main(command[-1])
+            except Exception:
+                stderr.write(traceback.format_exc().encode())
+            self.stdout.seek(0)
+
+        def wait(self) -> int:
+            return self.code
+
+        def kill(self) -> None: ...
+
+    monkeypatch.syspath_prepend(ROOT / "tests" / "export" / "fake_tensorrt")
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx", raising=False)
+    version = next(row.version for row in TABLE if row.rtx)
+    monkeypatch.setenv("FAKE_TRT_VERSION", ".".join(map(str, (*version, 1))))
+    monkeypatch.setattr(workers, "subprocess", SimpleNamespace(Popen=Worker, PIPE=None, DEVNULL=None))
+    monkeypatch.setattr(build_worker, "_die_with_parent", lambda: None)
+    for module in (engine, sources):
+        monkeypatch.setattr(module, "ENGINES", (TRANSFORMER_STEP, HEAD_STEP))
+
 
 @pytest.mark.parametrize("name", COMMANDS)
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
@@ -149,19 +288,23 @@ def test_a_disk_that_fails_once_leaves_old_results_whole(
     given: dict[str, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    quick_export: None,
+    quick: None,
+    request: pytest.FixtureRequest,
 ) -> None:
+    if name == "build":
+        request.getfixturevalue("worker_in_here")
     out = tmp_path / "out"
     out.mkdir()
     command = [name.split(",")[0], *(word.format(out=out, **given) for word in COMMANDS[name])]
     counting = Disk(out)
     with counting.between():
         assert main(command) == 0, capsys.readouterr().err
-    calls, new = len(counting.calls), name == "generate, pictures"
+    calls = len(counting.calls)
     assert calls >= 2, "what the command does to the disk is seen"
-    if new:  # it wants a directory that is not there yet
-        shutil.rmtree(out / "frames")
+    if new := "new" in name:
+        clear(out)
     old = tree(out)
+    command += OTHERS.get(name, [])
     capsys.readouterr()
     # Both numbers together try every call, each of them half.
     for at in range(number == errno.EIO, calls, max(2, 2 * calls // MOST)):
@@ -169,12 +312,17 @@ def test_a_disk_that_fails_once_leaves_old_results_whole(
         with disk.between():
             code = main(command)
         error = capsys.readouterr().err.splitlines()[-1:]
-        if disk.calls[at] == "mkdir" and code == 0:  # of a folder that is there: nothing was lost
+        # Nothing was lost: a folder that is there all the same, a file that nothing was written to, or fewer calls.
+        if code == 0 and (not disk.failed or disk.calls[at] == "mkdir"):
+            if new:
+                clear(out)
             old = tree(out)
             continue
         assert code == 2, f"call {at}, {disk.calls[at]}: {error}"
         assert len(error) == 1 and error[0].startswith(f"videomar {command[0]}: "), error
         assert os.strerror(number) in error[0], error
+        for kept in (path for path in out.iterdir() if path.name not in old and str(path) in error[0]):
+            kept.unlink()  # what is left on purpose is named: a log, what has been measured so far
         assert tree(out) == old, f"call {at}, {disk.calls[at]}"
 
 

@@ -119,22 +119,24 @@ def import_(args: argparse.Namespace) -> int:
     from videomar.export.importing import import_checkpoint
     from videomar.export.importing.system_prompt import read_system_prompt
 
-    imported = import_checkpoint(
-        args.transformer,
-        args.tokenizer,
-        args.text,
-        args.output,
-        weights=args.weights,
-        system_prompt=read_system_prompt(args.system_prompt_file) if args.system_prompt_file else None,
-        no_system_prompt=args.no_system_prompt,
-        plain_qwen2=args.plain_qwen2,
-        text_positions=args.text_positions,
-        rope_split=tuple(args.rope_split) if args.rope_split else None,
-        tokenizer_strides=tuple(args.tokenizer_strides) if args.tokenizer_strides else None,
-        frames=args.frames,
-        size=args.size,
-        force=args.force,
-    )
+    with Progress() as progress:
+        imported = import_checkpoint(
+            args.transformer,
+            args.tokenizer,
+            args.text,
+            args.output,
+            weights=args.weights,
+            system_prompt=read_system_prompt(args.system_prompt_file) if args.system_prompt_file else None,
+            no_system_prompt=args.no_system_prompt,
+            plain_qwen2=args.plain_qwen2,
+            text_positions=args.text_positions,
+            rope_split=tuple(args.rope_split) if args.rope_split else None,
+            tokenizer_strides=tuple(args.tokenizer_strides) if args.tokenizer_strides else None,
+            frames=args.frames,
+            size=args.size,
+            force=args.force,
+            progress=progress.at,
+        )
     print(f"wrote {args.output}")
     for note in imported.notes:
         print(f"  {note}")

@@ -7,33 +7,27 @@ Knows the order of work and what the parts must agree on; the layouts are known 
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from videomar.config import VIDEOMAR_1_4B, ModelConfig, SamplingConfig, TokenizerConfig
 from videomar.errors import ArtifactError, InputError
 from videomar.export.importing.cosmos import read_cosmos
 from videomar.export.importing.cosmos_archives import Strides
 from videomar.export.importing.qwen import read_qwen
-from videomar.export.importing.reading import Tensors, as_float32, check_fit
+from videomar.export.importing.reading import Tensors, check_fit
 from videomar.export.importing.system_prompt import check_given, note_on
 from videomar.export.importing.transformer import HEAD, infer, read_videomar
 from videomar.export.importing.words import padding_side, read_words
+from videomar.export.importing.writing import check_free, write_checkpoint
 from videomar.model.videomar import PARTS, VideoMAR
-from videomar.unfinished import another, folder, opened
 
 # What transformers' AutoModel does with a Qwen2-VL repository, in most versions (docs/import.md).
 DEFAULT_POSITIONS = "padded"
 VAE, LLM = "vae.", "llm."  # where our two wrappers keep diffusers' and transformers' models
-FILES = {"config.json", "tokenizer.json", *(f"{part}.safetensors" for part in PARTS)}
 
 
 @dataclass(frozen=True)
@@ -60,6 +54,7 @@ def import_checkpoint(
     frames: int | None = None,
     size: tuple[int, int] | None = None,
     force: bool = False,
+    progress: Callable[[str, int, int], None] = lambda what, done, of: None,
 ) -> Imported:
     """Write the checkpoint directory `out`; all weights become float32, which holds float16 and bfloat16 exactly.
 
@@ -69,10 +64,10 @@ def import_checkpoint(
     needs `no_system_prompt`. text_positions: "padded" or "masked", whether padding on the left counts as positions.
     rope_split: rotary channels for frame, row, column (2:1:1). tokenizer_strides: space and time, for archives that do
     not say them. frames, size (height, width): what is sampled by default, if not the release's. force: replace a
-    checkpoint that is there.
+    checkpoint that is there. progress: (what, bytes written, of how many).
     Raises UserError, leaving nothing behind: ArtifactError for files that cannot be used, InputError for options.
     """
-    _check_free(out, force)
+    check_free(out, force)
     tensors, note = read_videomar(transformer, weights)
     sizes, head, text_width, text_tokens = infer(tensors, transformer, rope_split)
     known = (sizes, head) == (VIDEOMAR_1_4B.transformer, VIDEOMAR_1_4B.head)
@@ -107,11 +102,7 @@ def import_checkpoint(
     check_fit(model.diffusion_head, parts["diffusion_head"], transformer, lambda name: HEAD + name)
     check_fit(model.video_tokenizer, parts["video_tokenizer"], tokenizer, lambda name: name.removeprefix(VAE))
     check_fit(model.text_encoder, parts["text_encoder"], text, lambda name: llm.place + name.removeprefix(LLM))
-    with _new_directory(out, force) as directory:
-        for part in PARTS:
-            save_file(as_float32(parts.pop(part)), directory / f"{part}.safetensors")
-        (directory / "tokenizer.json").write_bytes(words)
-        (directory / "config.json").write_text(config.to_json())
+    write_checkpoint(out, parts, words, config, force, progress)
     notes = [note, tokenizer_note, f"rotary channels for frame, row, column: {sizes.rope_split} (not in the weights)"]
     notes += [*llm.notes, note_on(system_prompt, system_tokens), f"padding of prompts: on the {side} ({said_by})"]
     if side == "left":
@@ -129,43 +120,3 @@ def _sampling(tokenizer: TokenizerConfig, frames: int | None, size: tuple[int, i
     if size is not None and (height % space or width % space):
         raise InputError(f"size is {height}x{width}, expected multiples of {space}; change --size")
     return sampling
-
-
-def _check_free(out: Path, force: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise ArtifactError(f"{out} is a file, expected a directory to write; give another one with -o")
-    held = {path.name for path in out.iterdir()} if out.exists() else set()
-    if held and not force:
-        raise ArtifactError(f"{out} is not empty, expected none or an empty one; give another with -o, or --force")
-    if held - FILES:
-        raise ArtifactError(
-            f"{out} holds {min(held - FILES)}, which is no file of a checkpoint, so it is not replaced; "
-            "give another directory with -o"
-        )
-
-
-@contextmanager
-def _new_directory(out: Path, force: bool) -> Iterator[Path]:
-    """Yield a hidden directory beside `out` to fill; it becomes `out` on clean exit, or goes."""
-    out = out.resolve()
-    aside = another(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with folder(out) as temporary:
-            yield temporary
-            for path in temporary.iterdir():
-                with opened(path) as file:
-                    os.fsync(file)
-            _check_free(out, force)
-            if out.exists():
-                os.rename(out, aside)
-            os.rename(temporary, out)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ArtifactError(
-            f"{out} cannot be written ({reason}), expected a place with room for all of it; give another with -o"
-        ) from error
-    finally:
-        if aside.exists() and not out.exists():  # the second rename failed
-            os.rename(aside, out)
-        shutil.rmtree(aside, ignore_errors=True)

@@ -173,9 +173,3 @@ def check_fit(module: nn.Module, tensors: Mapping[str, Tensor], source: Path, th
                 f"{source}: {theirs(name)!r} is {str(tensor.dtype).removeprefix('torch.')}, expected float32, float16 "
                 "or bfloat16; quantised weights cannot be imported: get the original"
             )
-
-
-def as_float32(tensors: Tensors) -> Tensors:
-    """The same numbers as float32, each in memory of its own, as safetensors wants them."""
-    own = {name: tensor.detach().to(torch.float32).contiguous() for name, tensor in tensors.items()}
-    return {name: t if t.untyped_storage().nbytes() == t.nbytes else t.clone() for name, t in own.items()}

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from videomar.config import ModelConfig
 from videomar.errors import UserError
 from videomar.export import importing
-from videomar.export.importing import import_checkpoint
+from videomar.export.importing import import_checkpoint, writing
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -406,13 +406,13 @@ def test_a_file_where_the_directory_should_be_is_left_alone(inputs: Path, out: P
     assert out.read_text() == "precious"
 
 
-@pytest.mark.parametrize("place", ["save_file", "rename"])
+@pytest.mark.parametrize("place", ["save_float32", "rename"])
 def test_a_full_disk_leaves_the_old_checkpoint_whole(
     inputs: Path, out: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     run(inputs, out)
     before, calls = files(out), 0
-    target = importing if place == "save_file" else os
+    target = writing if place == "save_float32" else os
     real = getattr(target, place)
 
     def fail_at_second(*args: Any) -> Any:
