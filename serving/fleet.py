@@ -121,16 +121,23 @@ def app(args: Mapping[str, str]) -> serve.Application:
     return application(given_of(parsed), *(parsed.fleet or (1, 1)), gpus=parsed.replica_gpus)
 
 
+def _init(address: str) -> None:
+    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    ray.init(address, log_to_driver=False, configure_logging=False, **own)
+
+
 def join() -> None:
     """Be part of the cluster that RAY_ADDRESS names, or start Ray on this machine; raises InputError.
 
     Ray gives its own processes 15 seconds, which a busy machine exceeds while it still reads their files; those are in
     memory at the next try.
     """
-    tries = 1 if "RAY_ADDRESS" in os.environ else TRIES
+    # Without a name Ray would look for whatever `ray start` has left behind on this machine, dead or alive.
+    address = os.environ.get("RAY_ADDRESS", "local")
+    tries = TRIES if address == "local" else 1
     for left in reversed(range(tries)):
         try:
-            ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+            _init(address)
             return
         except Exception as error:  # Ray has no kind of its own for this
             ray.shutdown()
