@@ -4,14 +4,16 @@
 
 Every kind of file that a command reads is damaged anew in each case: a value of another type or size, a key dropped or
 renamed, an array of another shape, a byte turned, a file cut. Then the code of the commands reads it. Right is to
-succeed or to raise a UserError; anything else, more than TIME seconds or more than MEMORY bytes is a fault. Where a
-manifest holds hashes they are made to fit, or nothing behind them would ever be tried.
+succeed or to raise a UserError; anything else, more than TIME seconds or more than MEMORY bytes is a fault, and a
+library's own code that ends this process. Where a manifest holds hashes they are made to fit, or nothing behind them
+would ever be tried.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import hashlib
 import io
 import json
@@ -48,11 +50,14 @@ from videomar.plan.report import make_report
 from videomar.plan.request import Request
 from videomar.runtime.backends.choose import engine_flavour
 from videomar.runtime.embedding import PromptEmbedding
+from videomar.runtime.media import load_picture, write_picture, write_video
 from videomar.runtime.pipeline import Pipeline
 from videomar.runtime.prompt import PromptTokenizer
+from videomar.runtime.recording import Recording
 from videomar.steps import ClipSteps
 
 TIME, MEMORY = 20, 512 << 20  # seconds and bytes that one case may take
+FPS = 12
 PROMPT = "a red circle moves right"
 HERE = Machine("TensorRT", "10.3.0", "12.6", "Orin", "87")
 Rng = np.random.Generator
@@ -101,6 +106,9 @@ def kinds(folder: Path) -> dict[str, Kind]:
         "calibration": Kind("calibration.json", _calibration),
         "ranges": Kind("ranges.npz", _ranges),
         "embedding": Kind("embedding.npz", lambda f: PromptEmbedding.load(f, text)),
+        "picture": Kind("picture.jpg", load_picture),
+        "clip": Kind("clip.mp4", lambda f: Recording(f, FPS).excerpt(9)),
+        "clip, its beginning": Kind("clip.webm", lambda f: Recording(f, FPS).excerpt(9, 0.2)),
     }
     return {name: kind for name, kind in found.items() if (folder / kind.file).is_file()}
 
@@ -130,6 +138,10 @@ def prepare(folder: Path, artifacts: Path, checkpoint: Path) -> None:
         ranges.inputs[name].add(rng.standard_normal((9, 8)))
     ranges.largest["transformer_step"] = {"z": 3.5, "decoder_blocks.0": 70000.0}
     ranges.save(folder / "ranges.npz")
+    frames = rng.integers(0, 256, (17, 48, 64, 3), np.uint8)
+    write_picture(folder / "picture.jpg", frames[0])
+    for clip in ("clip.mp4", "clip.webm"):
+        write_video(folder / clip, frames, FPS)
     row = {"min": -3.0, "max": 4.0, "threshold": 2.0, "quantized": True, "alone": {"z_relative": 0.01}}
     fp16 = [{"graph": "transformer_step", "tensor": "z", "largest": 7e4, "share": 1.1, "verdict": "overflow"}]
     (folder / "calibration.json").write_text(json.dumps({"linears": {"a": row, "b": row}, "fp16": fp16}))
@@ -387,4 +399,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    faulthandler.enable()
     sys.exit(main())

@@ -27,6 +27,9 @@ NAMES = (
     "calibration",
     "ranges",
     "embedding",
+    "picture",
+    "clip",
+    "clip, its beginning",
 )
 
 
