@@ -25,13 +25,36 @@ from videomar.export.checks import check_graph
 from videomar.export.emitters import emitter
 from videomar.export.linter import lint_file
 from videomar.export.onnx_files import save
-from videomar.graphs import GRAPHS, TOLERANCE, contract
+from videomar.graphs import (
+    DIFFUSION_HEAD,
+    GRAPHS,
+    HEAD_CONDITION,
+    HEAD_STEP,
+    TEXT_ENCODER,
+    TEXT_KEY_VALUES,
+    TOKENIZER_DECODER,
+    TOKENIZER_ENCODER,
+    TOLERANCE,
+    TRANSFORMER_STEP,
+    contract,
+)
 from videomar.model.random_parts import RandomParts
 from videomar.model.videomar import PARTS, PartsOfCheckpoint
 from videomar.runtime.prompt import PromptTokenizer
 
-Progress = Callable[[str, int, int], None]  # stage, how many are done, of how many
+Progress = Callable[[str, float, float], None]  # stage, seconds done as expected, of how many
 LEAST_CACHE = 64  # the check's own clips have to fit
+# Seconds that tracing a graph and checking it took on a shared core, of the demo model: only their proportions count.
+SECONDS = {
+    TEXT_ENCODER: (20, 0.5),
+    TEXT_KEY_VALUES: (10, 0.5),
+    TOKENIZER_ENCODER: (88, 1.5),
+    TOKENIZER_DECODER: (65, 1.5),
+    TRANSFORMER_STEP: (30, 0.5),
+    DIFFUSION_HEAD: (18, 0.5),
+    HEAD_CONDITION: (0.5, 0.5),
+    HEAD_STEP: (0.5, 0.5),
+}
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -125,7 +148,8 @@ def _export(
         raise InputError(f"FP32 islands are for FP16, got --precision {precision}; leave --islands away")
     if not options.force and up_to_date(out, inputs):
         return False
-    progress("loading the checkpoint", 0, 2 * len(GRAPHS) + 1)
+    total, done = 1.0 + sum(map(sum, SECONDS.values())), 1.0
+    progress("loading the checkpoint", 0, total)
     # One part of the model in memory at a time: in the graph's precision, then, to check the graph, in FP32.
     reference = parts(torch.float32)
     config = reference.config
@@ -138,8 +162,9 @@ def _export(
         builder = GraphBuilder(source, specs, emit, DTYPES[precision], prefix, directory, options.islands)
         checks: dict[str, dict[str, float]] = {}
         lint: dict[str, list[str]] = {}  # what TensorRT cannot build; a board without the onnx package reads it here
-        for i, name in enumerate(GRAPHS):
-            progress(f"exporting {name}", 2 * i + 1, 2 * len(GRAPHS) + 1)
+        for name in GRAPHS:
+            tracing, checking = SECONDS[name]
+            progress(f"exporting {name}", done, total)
             file = directory / f"{name}.onnx"
             save(builder.build(name), file)
             source.release()
@@ -147,10 +172,13 @@ def _export(
             if found := lint_file(file, tensorrt=False):
                 raise ParityError(str(found[0]))
             lint[name] = [str(f) for f in lint_file(file)]
-            progress(f"checking {name} against PyTorch", 2 * i + 2, 2 * len(GRAPHS) + 1)
+            done += tracing
+            progress(f"checking {name} against PyTorch", done, total)
             checks[name] = check_graph(
                 file, specs[name], reference, prefix, TOLERANCE[precision][name], emit.in_place, cache_tokens
             )
+            done += checking
+        progress("writing", done, total)
         write_manifest(
             directory,
             Manifest(

@@ -37,6 +37,19 @@ def test_the_time_left_is_within_30_percent_from_a_tenth_of_the_way_on() -> None
             assert left is not None and abs(left / true - 1) < 0.3
 
 
+def test_the_time_left_counts_down_while_a_long_piece_is_under_way() -> None:
+    clock = Clock()
+    progress = Progress(clock=clock)
+    for done in (0, 10, 20):
+        progress.at("tracing", done, 100)
+        clock.now += 10
+    assert progress.left() == pytest.approx(70)
+    clock.now += 30
+    assert progress.left() == pytest.approx(40)
+    clock.now += 100
+    assert progress.left() == 0
+
+
 def test_another_stage_begins_anew() -> None:
     clock = Clock()
     progress = Progress(clock=clock)
