@@ -69,7 +69,6 @@ class Session:
 
     def run(self) -> int:
         """0 if every part that was started ended well; what is written does not depend on it."""
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         try:
             place = environment.make(CHECKOUT, self.args.brought, self.work, max(10.0, self.left() / 3))
         except Exception as error:  # nothing can be measured then, but somebody has to read why
@@ -132,4 +131,5 @@ class Session:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what a part has started, too
     raise SystemExit(main())
