@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from videomar.config import ANCESTRAL
 from videomar.runtime.backends.base import Backend, Clip, ClipPlan, Decoder
 from videomar.runtime.backends.plain import Run, sample_in_parts
 
@@ -129,18 +130,20 @@ class LockstepClip:
             clip.step(tokens, masked, predict, cos, sin, first, branches)
         self._tell(Z, self._reference.z(), {name: clip.z() for name, clip in self._others.items()})
 
-    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray, solver: str = ANCESTRAL) -> np.ndarray:
         z = self._reference.z()
-        sampled = np.array(self._reference.sample(guidance, initial, draws))
-        own = {name: np.array(clip.sample(guidance, initial, draws)) for name, clip in self._others.items()}
+        sampled = np.array(self._reference.sample(guidance, initial, draws, solver))
+        own = {name: np.array(clip.sample(guidance, initial, draws, solver)) for name, clip in self._others.items()}
         self._tell(SAMPLED, sampled, own)
         forced = {}
         for name, clip in self._others.items():
             clip.force(z)
-            forced[name] = np.array(clip.sample(guidance, initial, draws))
+            forced[name] = np.array(clip.sample(guidance, initial, draws, solver))
         self._tell(HEAD, sampled, forced)
         if self._parts and (self._at.frame, self._at.index) in self._in_parts:
-            made = {n: sample_in_parts(r, self._plan, z, guidance, initial, draws) for n, r in self._parts.items()}
+            made = {
+                n: sample_in_parts(r, self._plan, z, guidance, initial, draws, solver) for n, r in self._parts.items()
+            }
             self._tell(PARTS, sampled, made)
         return sampled
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videomar.config import ANCESTRAL
 from videomar.model.generate import FrameKeyValues, sample_tokens
 from videomar.model.transformer import KeyValue
 from videomar.model.videomar import VideoMAR
@@ -109,9 +110,9 @@ class TorchClip:
         self._z = torch.from_numpy(np.array(z, np.float32))
 
     @torch.inference_mode()
-    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray, solver: str = ANCESTRAL) -> np.ndarray:
         # The draws are scaled already, and zero at the last step.
-        schedule = self._plan.schedules[len(draws)]
+        schedule = self._plan.schedules[len(draws), solver]
         return sample_tokens(self._model, self._z, guidance, 1.0, schedule, initial, draws).numpy()
 
     def keep(self) -> None:

@@ -89,11 +89,12 @@ class Sampler:
         if not step.predicted:
             return
         key, shape = (step.frame, step.index), (step.predicted, len(self._given))
-        initial = self._noise.initial(*key, shape)
-        draws = self._noise.steps(*key, (step.head_steps, *shape)) * np.float32(step.temperature)
+        start, each = map(np.float32, step.drawn)
+        initial = self._noise.initial(*key, shape) * start
+        draws = self._noise.steps(*key, (step.head_steps, *shape)) * each
         draws[-1] = 0  # nothing is added after the last diffusion step
         with self._timing.stage("head"):
-            sampled = device.sample(step.guidance, initial, draws)
+            sampled = device.sample(step.guidance, initial, draws, step.solver)
         if step.token_clip is not None:
             sampled = np.clip(sampled, -step.token_clip, step.token_clip)
         self._x[predict], self._masked[predict] = sampled, False

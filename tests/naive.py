@@ -265,6 +265,21 @@ def sample_token(
     raise AssertionError("no steps")
 
 
+def sample_token_ddim(
+    w: Weights, z: Array, z_none: Array, guidance: float, x: Array, steps: int, train_steps: int
+) -> Array:
+    """The same by the deterministic sampler: no noise is added, and what is removed was predicted."""
+    power = signal_power(train_steps)
+    for i in reversed(range(steps)):
+        now = round((i + 1) * train_steps / steps) - 1
+        bar, before = power[now], power[round(i * train_steps / steps) - 1] if i else 1.0
+        noise, noise_none = head(w, x, now, z)[0], head(w, x, now, z_none)[0]
+        noise = noise_none + guidance * (noise - noise_none)
+        start = (x - math.sqrt(1 - bar) * noise) / math.sqrt(bar)
+        x = math.sqrt(before) * start + math.sqrt(1 - before) * noise
+    return x
+
+
 def generate(
     w: Weights,
     latents: Array,
@@ -280,6 +295,7 @@ def generate(
     train_steps: int = 1000,
     window: int = 10**9,
     padding_side: str = "right",
+    solver: str = "ancestral",
 ) -> Array:
     """Given latents [C, given, rows, columns], text states [L, text width] -> latents [C, frames, rows, columns].
 
@@ -310,7 +326,10 @@ def generate(
             start = noise.initial(f, s, (len(now), channels)).astype(float)
             draws = noise.steps(f, s, (head_steps, len(now), channels)).astype(float)
             for n, i in enumerate(now):
-                x = sample_token(w, z[i], z_none[i], guidance, factor, start[n], draws[:, n], train_steps)
+                if solver == "ddim":
+                    x = sample_token_ddim(w, z[i], z_none[i], guidance, factor * start[n], head_steps, train_steps)
+                else:
+                    x = sample_token(w, z[i], z_none[i], guidance, factor, start[n], draws[:, n], train_steps)
                 if f > given and clip is not None:
                     x = np.clip(x, -clip, clip)
                 clip_tokens[f, i], masked[f, i] = x, False

@@ -216,11 +216,32 @@ def test_the_last_step_returns_x0_itself():
 def test_more_head_steps_than_trained_is_an_input_error(steps):
     with pytest.raises(InputError, match=f"head steps is {steps}, expected 1 to 1000"):
         DiffusionSchedule.respaced(1000, steps)
+    with pytest.raises(InputError, match=f"head steps is {steps}, expected 1 to 1000"):
+        DiffusionSchedule.ddim(1000, steps)
 
 
 def test_a_single_head_step_is_finite():
     schedule = DiffusionSchedule.respaced(1000, 1)
     assert np.isfinite(schedule.coefficients).all()
+
+
+@pytest.mark.parametrize("max_beta", [0.999, 0.05])
+@pytest.mark.parametrize("steps", [1, 4, 25, 1000])
+def test_the_deterministic_steps_are_those_of_diffusers(steps, max_beta):
+    diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
+    theirs = diffusers.DDIMScheduler(
+        1000, trained_betas=cosine_betas(1000, max_beta), timestep_spacing="trailing", clip_sample=False
+    )
+    theirs.set_timesteps(steps)
+    schedule = DiffusionSchedule.ddim(1000, steps, max_beta)
+    assert schedule.timesteps.tolist() == theirs.timesteps.tolist()
+    rng = np.random.default_rng(steps)
+    x, noise = rng.standard_normal((2, 5, 16))
+    for timestep, (a, b, p, q, low, high) in zip(schedule.timesteps, schedule.coefficients.astype(float), strict=True):
+        following = p * (a * x - b * noise) + q * x
+        expected = theirs.step(torch.from_numpy(noise), int(timestep), torch.from_numpy(x)).prev_sample.numpy()
+        np.testing.assert_allclose(following, expected, rtol=1e-3, atol=1e-4)
+        assert np.exp(low / 2) == np.exp(high / 2) < 1e-17  # nothing is drawn
 
 
 # ---- rotary positions

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videomar.config import ANNEALS, DEMO, ORDERS, SamplingConfig
+from videomar.config import ANNEALS, DEMO, ORDERS, SOLVERS, SamplingConfig
 from videomar.errors import ConfigError, InputError, UserError
 from videomar.runtime.backends.base import ClipPlan
 from videomar.schedule import HEAD_LOOPS
@@ -52,6 +52,7 @@ samplings = st.builds(
     kv_window=st.none() | st.integers(1, 5),
     max_beta=st.just(0.1),
     order=st.sampled_from(ORDERS),
+    head_solver=st.sampled_from(SOLVERS),
     head_steps_end=st.none() | st.just(1),
     head_anneal=st.sampled_from(ANNEALS),
     refresh_every=st.integers(1, 4),
@@ -87,8 +88,9 @@ def test_every_position_of_every_new_frame_is_predicted_once_and_every_frame_but
     plan = ClipPlan.of(clip)
     assert (plan.tokens, plan.frames, plan.counts, plan.seen) == (shape.tokens, shape.frames, clip.counts, clip.seen)
     loops = {step.head_steps for step in clip.steps if step.predicted}
-    assert set(plan.schedules) == loops and max(loops) == sampling.head_steps and len(loops) <= HEAD_LOOPS
-    assert all(len(schedule.timesteps) == n for n, schedule in plan.schedules.items())
+    assert set(plan.schedules) == {(n, sampling.head_solver) for n in loops}
+    assert max(loops) == sampling.head_steps and len(loops) <= HEAD_LOOPS
+    assert all(len(schedule.timesteps) == n for (n, _), schedule in plan.schedules.items())
     assert plan.parts[0] == shape.tokens and len(plan.parts) <= PARTS
 
 

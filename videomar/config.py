@@ -23,11 +23,13 @@ T = TypeVar("T")
 MOST = 1_000_000  # of any count or number that a generation is asked for
 FITS = ("crop", "stretch")  # how a picture of another shape becomes the clip's
 ORDERS = ("random", "structure", "spread")  # in which a frame's positions are predicted (orders.py)
+# From noise to token: the paper's sampler, which draws at every step, or a deterministic one that bears few steps.
+ANCESTRAL, DDIM = SOLVERS = ("ancestral", "ddim")
 ANNEALS = ("linear", "cosine", "two-stage")  # how the diffusion steps go down over a frame's mask steps
 # What trades quality for time, each off by default (docs/quality.md). A file that does not name one has it off.
 DIALS = (
-    "order", "detail_steps", "head_steps_end", "head_anneal", "guidance_start", "guidance_end", "refresh_every",
-    "known_share",
+    "order", "detail_steps", "head_solver", "head_steps_end", "head_anneal", "guidance_start", "guidance_end",
+    "refresh_every", "known_share",
 )  # fmt: skip
 
 
@@ -127,6 +129,7 @@ class SamplingOptions(TypedDict, total=False):
     fps: float
     order: str
     detail_steps: int | None
+    head_solver: str
     head_steps_end: int | None
     head_anneal: str
     guidance_start: float
@@ -159,6 +162,7 @@ class SamplingConfig:
     # The dials; what each of them costs and saves: docs/quality.md.
     order: str = "random"  # the paper's; structure: one colour of a checkerboard first; spread: low discrepancy
     detail_steps: int | None = None  # of the mask steps, those for the checkerboard's other colour; None: as they come
+    head_solver: str = ANCESTRAL  # the paper's; ddim: draws where the diffusion starts and nowhere else
     head_steps_end: int | None = None  # diffusion steps of a frame's last mask step; None: head_steps in all of them
     head_anneal: str = "linear"
     guidance_start: float = 0.0  # guidance in mask steps from this share of a frame's on,
@@ -189,7 +193,12 @@ class SamplingConfig:
         self._check_dials()
 
     def _check_dials(self) -> None:
-        for name, value, known in (("order", self.order, ORDERS), ("head anneal", self.head_anneal, ANNEALS)):
+        of_names = (
+            ("order", self.order, ORDERS),
+            ("head solver", self.head_solver, SOLVERS),
+            ("head anneal", self.head_anneal, ANNEALS),
+        )
+        for name, value, known in of_names:
             if not isinstance(value, str) or value not in known:
                 option = name.replace(" ", "-")
                 raise ConfigError(f"{name} is {_shown(value)}, expected one of {', '.join(known)}; change --{option}")

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from videomar.config import ANNEALS, FITS, ORDERS, SamplingConfig, SamplingOptions
+from videomar.config import ANNEALS, FITS, ORDERS, SOLVERS, SamplingConfig, SamplingOptions
 from videomar.errors import InputError
 from videomar.parsing import Completion, Parser, Version, output, path
 from videomar.quality import EXACT, LEVELS, at_quality
@@ -105,6 +105,7 @@ def _sampling(p: argparse.ArgumentParser) -> None:
     _quality(p)
     add("--order", choices=ORDERS, help="positions of a frame: random (default, the paper's), structure first, spread")
     add("--detail-steps", type=_COUNT, help="with --order structure: mask steps for the second half of the positions")
+    add("--head-solver", choices=SOLVERS, help="ancestral (default, the paper's) or ddim, which bears few head steps")
     add("--head-steps-end", type=_COUNT, help="diffusion steps go down to this over a frame (default: --head-steps)")
     add("--head-anneal", choices=ANNEALS, help="how they go down (default linear)")
     add("--guidance-start", type=_number(0, 1), help="guidance from this share of a frame's mask steps on (default 0)")

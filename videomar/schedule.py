@@ -86,9 +86,14 @@ def cosine_betas(steps: int, max_beta: float = 0.999) -> np.ndarray:
     return betas
 
 
+def _check_head_steps(trained: int, steps: int) -> None:
+    if not 1 <= steps <= trained:
+        raise InputError(f"head steps is {steps}, expected 1 to {trained}; change --head-steps")
+
+
 @dataclass(frozen=True)
 class DiffusionSchedule:
-    """The ancestral sampler's numbers, noisiest step first.
+    """A sampler's numbers, noisiest step first.
 
     timesteps: [steps] float32, the original step numbers that the network is told.
     coefficients: [steps, 6] float32, columns named in COLUMNS:
@@ -102,12 +107,11 @@ class DiffusionSchedule:
 
     @staticmethod
     def respaced(train_steps: int, steps: int, max_beta: float = 0.999) -> DiffusionSchedule:
-        """Keep `steps` of the trained steps, evenly spread, and derive their betas anew.
+        """The ancestral sampler's: keep `steps` of the trained steps, evenly spread, and derive their betas anew.
 
         Raises InputError when more steps are asked for than were trained.
         """
-        if not 1 <= steps <= train_steps:
-            raise InputError(f"head steps is {steps}, expected 1 to {train_steps}; change --head-steps")
+        _check_head_steps(train_steps, steps)
         # Evenly from the first to the last trained step, both kept (respacing of Nichol and Dhariwal's code).
         # The running sum is theirs too: at ties it rounds otherwise than a product.
         stride = (train_steps - 1) / (steps - 1) if steps > 1 else 1.0
@@ -131,6 +135,23 @@ class DiffusionSchedule:
             ],
             axis=1,
         )
+        return DiffusionSchedule(kept[::-1].astype(np.float32), table[::-1].astype(np.float32).copy())
+
+    @staticmethod
+    def ddim(train_steps: int, steps: int, max_beta: float = 0.999) -> DiffusionSchedule:
+        """The deterministic sampler in the same columns (Song et al. 2021, eq. 12 with sigma 0).
+
+        The kept steps trail (Lin et al. 2024, table 2): from the noisiest in equal strides, so that none is spent
+        where nearly all noise is gone. What is drawn has no weight: its logarithm is -80. Raises InputError as above.
+        """
+        _check_head_steps(train_steps, steps)
+        kept = np.round(np.arange(1, steps + 1) * train_steps / steps).astype(int) - 1
+        bar = np.cumprod(1 - cosine_betas(train_steps, max_beta))[kept]
+        previous = np.concatenate([[1.0], bar[:-1]])
+        q = np.sqrt((1 - previous) / (1 - bar))
+        nothing = np.full(steps, -80.0)
+        columns = np.sqrt(1 / bar), np.sqrt(1 / bar - 1), np.sqrt(previous) - q * np.sqrt(bar), q, nothing, nothing
+        table = np.stack(columns, axis=1)
         return DiffusionSchedule(kept[::-1].astype(np.float32), table[::-1].astype(np.float32).copy())
 
 

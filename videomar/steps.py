@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
-from videomar.config import DIALS, ModelConfig, SamplingConfig
+from videomar.config import ANCESTRAL, DDIM, DIALS, ModelConfig, SamplingConfig
 from videomar.errors import InputError
 from videomar.schedule import (
     DiffusionSchedule,
@@ -20,6 +20,7 @@ from videomar.schedule import (
     temperature_at,
 )
 
+Diffusion = tuple[int, str]  # diffusion steps and the solver that takes them
 PARTS = 8  # a part of a frame is a multiple of an eighth: engines have shapes, and one for each is too many
 LARGEST_POSITION = 4096  # rotary positions count exactly to here in FP16 and FP32; nothing larger was ever trained
 MOST_TOKENS, MOST_STEPS = 131_072, 300_000  # of a latent frame, of a clip
@@ -54,13 +55,24 @@ class Step:
     known: int  # positions of the frame that are known before
     predicted: int  # positions predicted now, those at `slots` of the frame's order; 0: the pass only makes K/V
     guidance: float
-    temperature: float  # factor on the noise of the diffusion steps
+    temperature: float  # factor on what is drawn in the diffusion: at its steps, or with ddim where it starts
     token_clip: float | None  # bound on what is sampled
     finishes: bool  # the frame is complete afterwards
     head_steps: int = 0  # diffusion steps of what is predicted
+    solver: str = ANCESTRAL  # that takes them
     branches: int = 2  # of guidance that are computed
     first: int = 0  # of the frame's order, the first position that is computed
     computed: int = 0  # positions computed; the others' K/V stay from the pass before
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """Which of the clip's schedules its tokens are drawn with."""
+        return self.head_steps, self.solver
+
+    @property
+    def drawn(self) -> tuple[float, float]:
+        """Factors on where the diffusion starts and on what is drawn at its steps."""
+        return (self.temperature, 0.0) if self.solver == DDIM else (1.0, self.temperature)
 
     @property
     def part(self) -> slice:
@@ -151,11 +163,12 @@ class ClipSteps:
         return next((sampling for begin, sampling in reversed(self.later) if begin <= frame), self.sampling)
 
     @cached_property
-    def schedules(self) -> dict[int, DiffusionSchedule]:
-        """The numbers of the diffusion steps, by how many of them there are."""
-        made = dict.fromkeys(s.head_steps for s in self.steps if s.predicted)
+    def schedules(self) -> dict[Diffusion, DiffusionSchedule]:
+        """The numbers of the diffusion steps, by how many of them there are and who takes them."""
+        made = dict.fromkeys((s.head_steps, s.solver) for s in self.steps if s.predicted)
         train, beta = self.config.head.train_steps, self.sampling.max_beta
-        return {count: DiffusionSchedule.respaced(train, count, beta) for count in made}
+        table = {ANCESTRAL: DiffusionSchedule.respaced, DDIM: DiffusionSchedule.ddim}
+        return {(count, solver): table[solver](train, count, beta) for count, solver in made}
 
     def ordered(self, frame: int) -> bool:
         """Whether a new frame's tokens are computed in its random order, so that parts of it lie together."""
@@ -202,6 +215,7 @@ class ClipSteps:
             token_clip=sampling.token_clip if new > 0 else None,
             finishes=not still and (predicted > 0 or new < 0),
             head_steps=self._head_steps(sampling, index) if predicted else 0,
+            solver=sampling.head_solver,
             branches=sampling.branches if guided else 1,
             computed=tokens,
         )

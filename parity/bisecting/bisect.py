@@ -226,8 +226,8 @@ class Search:
         """Before the loop, then step by step from A's x; without `every_step`, the first and the last one."""
         notes, pair = self._notes, self._pair
         assert notes.plan is not None and notes.head is not None and notes.z is not None
-        guidance, x, draws = notes.head
-        schedule = notes.plan.schedules[len(draws)]
+        guidance, x, draws, solver = notes.head
+        schedule = notes.plan.schedules[len(draws), solver]
         given = {"z": notes.z, "timesteps": schedule.timesteps}
         found: list[dict[str, np.ndarray]] = [{}, {}]
         yield Place(HEAD_CONDITION, *notes.head_at), pair.walk(HEAD_CONDITION, given, given, found)

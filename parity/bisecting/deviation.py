@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from videomar.config import SamplingConfig
+from videomar.config import ANCESTRAL, SamplingConfig
 from videomar.parity.cases import Case
 from videomar.parity.lockstep import DECODED, ENCODED, HEAD, SAMPLED, TEXT, Call, Lockstep, Z
 from videomar.parity.measures import compare_arrays
@@ -68,7 +68,7 @@ class Recorded:
     finished: list[Pass] = field(default_factory=list)
     latest: Pass | None = None
     z: np.ndarray | None = None
-    head: tuple[float, np.ndarray, np.ndarray] | None = None  # guidance, initial, draws
+    head: tuple[float, np.ndarray, np.ndarray, str] | None = None  # guidance, initial, draws, solver
     head_at: tuple[int, int] = (-1, -1)  # frame and step
 
 
@@ -134,10 +134,10 @@ class _RecordedClip:
         self._notes.latest = Pass(self._at.frame, self._at.index, *arrays)
         self._inner.step(tokens, masked, predict, cos, sin, first, branches)
 
-    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        self._notes.head = float(guidance), np.array(initial), np.array(draws)
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray, solver: str = ANCESTRAL) -> np.ndarray:
+        self._notes.head = float(guidance), np.array(initial), np.array(draws), solver
         self._notes.head_at = self._at.frame, self._at.index
-        return self._inner.sample(guidance, initial, draws)
+        return self._inner.sample(guidance, initial, draws, solver)
 
     def keep(self) -> None:
         assert self._notes.latest is not None

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from videomar.config import ANCESTRAL
 from videomar.runtime.backends.base import ClipPlan
 
 Arrays = Mapping[str, np.ndarray]
@@ -104,7 +105,7 @@ class RecordedClip:
     def force(self, z: np.ndarray) -> None:
         """Nothing follows from z here."""
 
-    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray, solver: str = ANCESTRAL) -> np.ndarray:
         return next(self._sampled)
 
     def keep(self) -> None:

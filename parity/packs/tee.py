@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from videomar.artifacts import Manifest
+from videomar.config import ANCESTRAL
 from videomar.graphs import DIFFUSION_HEAD, HEAD_CONDITION, HEAD_STEP, TRANSFORMER_STEP, contract
 from videomar.runtime.backends.base import Backend, Clip, ClipPlan, Decoder
 from videomar.runtime.backends.plain import Arrays, PlainBackend, Run, in_place
@@ -151,13 +152,13 @@ class TeeClip:
         self._tee.note_z(self._passes, self._real.z())
         self._passes += 1
 
-    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray, solver: str = ANCESTRAL) -> np.ndarray:
         tee, plan = self._tee, self._plan
-        sampled = np.array(self._real.sample(guidance, initial, draws))
+        sampled = np.array(self._real.sample(guidance, initial, draws, solver))
         if tee.writing:  # as the pass just made
             tee.begin_diffusion(len(draws))
-            self._plain.sample(guidance, initial, draws)
-            schedule = plan.schedules[len(draws)]
+            self._plain.sample(guidance, initial, draws, solver)
+            schedule = plan.schedules[len(draws), solver]
             feeds = {"z": self._plain.z(), "timesteps": schedule.timesteps, "coefficients": schedule.coefficients}
             feeds |= {"guidance": np.full(1, guidance, np.float32), "initial": initial, "draws": draws}
             tee.run(DIFFUSION_HEAD, feeds)

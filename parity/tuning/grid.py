@@ -35,6 +35,7 @@ def _single(own: SamplingConfig) -> list[dict[str, Any]]:
     return [
         *({"mask_steps": max(1, m // n)} for n in (2, 4)),
         *({"head_steps": max(1, h // n)} for n in (2, 4)),
+        *({"head_solver": "ddim", "head_steps": max(1, h // n)} for n in (2, 4)),
         *({"head_steps_end": max(1, h // n)} for n in (4, 10)),
         {"order": "structure"},
         {"order": "spread"},
@@ -45,9 +46,10 @@ def _single(own: SamplingConfig) -> list[dict[str, Any]]:
 
 def _together(own: SamplingConfig) -> list[dict[str, Any]]:
     m, h = own.mask_steps, own.head_steps
+    few = {"head_solver": "ddim", "head_steps": max(1, h // 4)}
     return [
-        {"mask_steps": max(1, m * 2 // n), "head_steps_end": max(1, h // end), "refresh_every": every}
-        for n, end, every in product((2, 3, 4), (4,), (2, 4))
+        {"mask_steps": max(1, m * 2 // n), **head, "refresh_every": every}
+        for n, head, every in product((2, 3, 4), ({"head_steps_end": max(1, h // 4)}, few), (2, 4))
     ]
 
 

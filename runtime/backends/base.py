@@ -9,8 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
+from videomar.config import ANCESTRAL
 from videomar.schedule import DiffusionSchedule
-from videomar.steps import ClipSteps, Step
+from videomar.steps import ClipSteps, Diffusion, Step
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class ClipPlan:
     frames: int  # latent frames, given ones included
     branches: int  # 2 with guidance, 1 without
     counts: tuple[int, ...]  # tokens predicted at each mask step
-    schedules: Mapping[int, DiffusionSchedule]  # of the diffusion loops, by how many steps they take
+    schedules: Mapping[Diffusion, DiffusionSchedule]  # of the diffusion loops
     window: int | None = None  # finished frames that are seen besides the first; None: all
     passes: int = 1  # 2: the branches go through the transformer one after the other, with half the K/V each
     steps: tuple[Step, ...] = ()  # as they will come: what to allocate for; a backend does what it is told
@@ -56,7 +57,12 @@ class ClipPlan:
     def loops(self) -> tuple[tuple[int, int], ...]:
         """Every diffusion loop: tokens, steps."""
         made = {(s.predicted, s.head_steps) for s in self.every if s.predicted}
-        return tuple(sorted(made)) or tuple((n, steps) for n in sorted(set(self.counts)) for steps in self.schedules)
+        return tuple(sorted(made)) or tuple((n, steps) for n in sorted(set(self.counts)) for steps in self.steps_a_loop)
+
+    @property
+    def steps_a_loop(self) -> tuple[int, ...]:
+        """Every number of diffusion steps that a loop takes."""
+        return tuple(sorted({steps for steps, _ in self.schedules}))
 
     @property
     def alone(self) -> bool:
@@ -97,11 +103,11 @@ class Clip(Protocol):
         outputs at `predict` stay on the device for `sample`, the frame's K/V for `keep`.
         """
 
-    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray, solver: str = ANCESTRAL) -> np.ndarray:
         """Run the diffusion head on the last step's outputs: [N, C] float32; valid until the next call.
 
-        initial [N, C] float32; draws [head steps, N, C] float32, already scaled, zero at the last step: their number
-        says which of the plan's schedules.
+        initial [N, C] float32; draws [head steps, N, C] float32, already scaled, zero at the last step. Their number
+        and the solver say which of the plan's schedules.
         """
 
     def z(self) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime as ort
 
 from videomar.artifacts import Manifest
-from videomar.config import TransformerConfig
+from videomar.config import ANCESTRAL, TransformerConfig
 from videomar.errors import ArtifactError, InputError, UserError
 from videomar.graphs import (
     DIFFUSION_HEAD,
@@ -44,6 +44,7 @@ from videomar.runtime.backends.ort_memory import (
 from videomar.runtime.backends.ort_providers import CPU, Providers
 from videomar.runtime.backends.ort_session import open_session
 from videomar.schedule import DiffusionSchedule
+from videomar.steps import Diffusion
 
 NEEDED = (TEXT_ENCODER, TEXT_KEY_VALUES, TOKENIZER_ENCODER, TOKENIZER_DECODER, TRANSFORMER_STEP, DIFFUSION_HEAD)
 
@@ -235,8 +236,8 @@ class OrtClip:
             last = not masked.any()  # it only stores the frame's K/V: the next frame's passes are larger
             memory.run(self._session(TRANSFORMER_STEP), each.binding, TRANSFORMER_STEP, last)
 
-    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        memory, binding, now, chunks = self._memory, self._head, self._now, self._loops[len(draws)]
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray, solver: str = ANCESTRAL) -> np.ndarray:
+        memory, binding, now, chunks = self._memory, self._head, self._now, self._loops[len(draws), solver]
         memory.bind_input(binding, "z", self._z)
         memory.put(binding, "guidance", self._guidance, np.float32(guidance))
         memory.put(binding, "initial", now.states[0], initial)
@@ -300,14 +301,14 @@ class _Buffers:
         plan: ClipPlan,
         t: TransformerConfig,
         dtype: np.dtype,
-        loops: Mapping[int, list[_Chunk]],
+        loops: Mapping[Diffusion, list[_Chunk]],
     ) -> None:
         self.predict = memory.zeros((count,), np.int64)
         self.z = memory.zeros((plan.branches, count, t.width), dtype)
         self.states = [memory.zeros((count, t.token_channels), np.float32) for _ in range(2)]
         self.draws = {
             steps: [memory.zeros((len(c.schedule.timesteps), count, t.token_channels), np.float32) for c in chunks]
-            for steps, chunks in loops.items()
+            for (steps, _), chunks in loops.items()
             if (count, steps) in plan.loops
         }
 

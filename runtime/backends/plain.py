@@ -12,6 +12,7 @@ import numpy as np
 
 from videomar.artifacts import Manifest
 from videomar.carried import decoder_axes
+from videomar.config import ANCESTRAL
 from videomar.graphs import (
     HEAD_CONDITION,
     HEAD_STEP,
@@ -136,8 +137,8 @@ class PlainClip:
             return self._past[name]
         return np.concatenate([self._past[name], np.delete(self._frame[name], part, axis=2)], axis=2)
 
-    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        return sample_in_parts(self._backend.run, self._plan, self._z, guidance, initial, draws)
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray, solver: str = ANCESTRAL) -> np.ndarray:
+        return sample_in_parts(self._backend.run, self._plan, self._z, guidance, initial, draws, solver)
 
     def z(self) -> np.ndarray:
         return self._z.astype(np.float32)
@@ -158,11 +159,17 @@ class PlainClip:
 
 
 def sample_in_parts(
-    run: Run, plan: ClipPlan, z: np.ndarray, guidance: float, initial: np.ndarray, draws: np.ndarray
+    run: Run,
+    plan: ClipPlan,
+    z: np.ndarray,
+    guidance: float,
+    initial: np.ndarray,
+    draws: np.ndarray,
+    solver: str = ANCESTRAL,
 ) -> np.ndarray:
     """The diffusion head as engines run it: its modulations ahead, then step by step. z: [branches, N, width]; the
     others as of `Clip.sample`, and so is the result."""
-    scale, schedule, x = np.full(1, guidance, np.float32), plan.schedules[len(draws)], initial
+    scale, schedule, x = np.full(1, guidance, np.float32), plan.schedules[len(draws), solver], initial
     made = run(HEAD_CONDITION, {"timesteps": schedule.timesteps, "z": z})
     for i, (coefficients, draw) in enumerate(zip(schedule.coefficients, draws, strict=True)):
         feeds = {"x": x, "step_coefficients": coefficients, "draw": draw.astype(np.float32), "guidance": scale}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from videomar.config import ModelConfig
+from videomar.config import ANCESTRAL, ModelConfig
 from videomar.graphs import HEAD_CONDITION, HEAD_STEP, TEXT_KEY_VALUES, TRANSFORMER_STEP
 from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.cuda import CaptureRefused, Cuda
@@ -66,7 +66,7 @@ class TrtClip:
         """caches: of each pass that a step takes through the transformer; two share the branches of guidance."""
         self._device, self._plan, self._caches, self._finished = device, plan, caches, 0
         self._asked = plan.branches, 1  # by the last step: branches and outputs
-        text, steps = states.shape[1], max(plan.schedules)
+        text, steps = states.shape[1], max(plan.steps_a_loop)
         sizes = {
             "branches": plan.branches,
             "text": text,
@@ -212,10 +212,10 @@ class TrtClip:
     def force(self, z: np.ndarray) -> None:
         self._buffers.write_z(z)
 
-    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray, solver: str = ANCESTRAL) -> np.ndarray:
         """As the protocol says; reading the result back is the one time that a mask step waits for the device."""
         self._buffers.send_noise(guidance, initial, draws)
-        key = len(draws), self._asked[0]
+        key = (len(draws), solver), self._asked[0]
         self._loops[key].run()
         return self._buffers.read_sampled(self._buffers.loops[key], len(initial))
 

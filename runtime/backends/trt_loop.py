@@ -1,7 +1,7 @@
 """The diffusion loops of a clip: how large each is, where every step of one finds its tensors, and its order of work.
 
-A loop is a number of diffusion steps over a number of branches. Knows nothing of masks, of K/V, or of who owns the
-memory.
+A loop is a number of diffusion steps of one solver over a number of branches. Knows nothing of masks, of K/V, or of
+who owns the memory.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from videomar.graphs import modulation_names, steps_ahead
 from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.backends.trt_engines import Context
 from videomar.runtime.backends.trt_memory import Fields, aligned, size_of
+from videomar.steps import Diffusion
 
-Key = tuple[int, int]  # of a loop: its steps, its branches
+Key = tuple[Diffusion, int]  # of a loop: its steps and who takes them, its branches
 
 
 class LoopShape:
     """One loop's sizes; addresses are looked up in the mapping that each method is given."""
 
     def __init__(self, config: ModelConfig, dtype: np.dtype, plan: ClipPlan, key: Key) -> None:
-        self.steps, self.branches = key
-        self._head, self._schedule = config.head, plan.schedules[self.steps]
+        (self.steps, solver), self.branches = key
+        self._head, self._schedule = config.head, plan.schedules[self.steps, solver]
         rows = max(plan.counts)
         # One row a diffusion step, each at an address that TensorRT takes.
         self.draw_pitch = aligned(size_of((rows, config.transformer.token_channels), np.float32))
@@ -36,7 +37,9 @@ class LoopShape:
         self._lots = [min(at, self.steps - self.ahead) for at in range(0, self.steps, self.ahead)]
         self._pitch = size_of((heads, config.head.width), dtype)  # a multiple of what TensorRT asks for
         self._timestep_pitch = aligned(size_of((self.ahead,), np.float32))
-        self._timesteps, self._coefficients = (f"{n} {self.steps} {self.branches}" for n in ("timesteps", "numbers"))
+        self._timesteps, self._coefficients = (
+            f"{n} {solver} {self.steps} {self.branches}" for n in ("timesteps", "numbers")
+        )
 
     @property
     def modulations(self) -> int:
@@ -85,8 +88,8 @@ class LoopShape:
 
 def loop_shapes(config: ModelConfig, dtype: np.dtype, plan: ClipPlan) -> dict[Key, LoopShape]:
     """Every loop that the clip's steps may take."""
-    taken = {(s.head_steps, s.branches) for s in plan.every if s.predicted}
-    keys = taken or {(steps, plan.branches) for steps in plan.schedules}
+    taken = {(s.diffusion, s.branches) for s in plan.every if s.predicted}
+    keys = taken or {(diffusion, plan.branches) for diffusion in plan.schedules}
     return {key: LoopShape(config, dtype, plan, key) for key in sorted(keys)}
 
 

@@ -89,6 +89,7 @@ def _options(fields: Mapping[str, Any], limits: Limits) -> dict[str, Any]:
         "fit": ("fit", lambda f, n: _text(f, n, 20) or None),
         "order": ("order", lambda f, n: _text(f, n, 20) or None),
         "detail_steps": ("detail_steps", lambda f, n: whole_number(f, n, 1, limits.steps)),
+        "head_solver": ("head_solver", lambda f, n: _text(f, n, 20) or None),
         "head_steps_end": ("head_steps_end", lambda f, n: whole_number(f, n, 1, limits.head_steps)),
         "head_anneal": ("head_anneal", lambda f, n: _text(f, n, 20) or None),
         "guidance_start": ("guidance_start", lambda f, n: _number(f, n, 0, 1)),

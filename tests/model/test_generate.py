@@ -60,6 +60,7 @@ class Case:
     frames: int = 3
     mask_steps: int = 3
     head_steps: int = 10
+    solver: str = "ancestral"
     guidance: float = 3.0
     temperature: float | None = None
     clip: float | None = 2.0
@@ -88,6 +89,7 @@ class Case:
             frames=1 + (self.frames - 1) * TOKENIZER.temporal_stride, height=stride * self.grid[0],
             width=stride * self.grid[1], mask_steps=self.mask_steps, head_steps=self.head_steps,
             guidance_scale=self.guidance, temperature=self.temperature, token_clip=self.clip, kv_window=self.window,
+            head_solver=self.solver,
         )  # fmt: skip
 
 
@@ -131,6 +133,7 @@ CASES = {
     "two given frames, no guidance, no clipping": Case(
         given=2, frames=4, guidance=1.0, clip=None, channels=6, mlp_ratio=2, head_depth=3, text_width=16
     ),
+    "deterministic diffusion": Case(solver="ddim", head_steps=7, given=2, frames=4, temperature=0.6, clip=None),
     "weak guidance, fixed temperature, all text tokens": Case(
         guidance=0.5,
         temperature=0.7,
@@ -237,7 +240,7 @@ def test_generation_with_and_without_a_cache_equals_the_naive_one(case: Case) ->
     expected = naive.generate(
         weights, latents.double().numpy(), states.double().numpy(), noise, case.split, case.frames, case.mask_steps,
         case.head_steps, case.guidance, case.temperature, case.clip, case.train_steps,
-        10**9 if case.window is None else case.window,
+        10**9 if case.window is None else case.window, solver=case.solver,
     )  # fmt: skip
     assert cached.shape == (1, case.channels, case.frames, *case.grid) and cached.dtype == torch.float32
     assert shown.shape == (1, 3, case.sampling.frames, case.sampling.height, case.sampling.width)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from videomar.config import ModelConfig
+from videomar.config import ANCESTRAL, ModelConfig
 from videomar.parity.packs.recorded import RecordedWords
 from videomar.parity.subject import Subject
 from videomar.runtime.backends.base import ClipPlan
@@ -87,7 +87,7 @@ class FakeClip:
     def force(self, z: np.ndarray) -> None:
         self._z = z.astype(np.float32)
 
-    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray, solver: str = ANCESTRAL) -> np.ndarray:
         count = initial.shape[1]
         mixed = self._z[-1] + guidance * (self._z[0] - self._z[-1])
         tokens = 0.5 * mixed[:, :count] + 0.2 * initial + 0.05 * draws.sum(axis=0)

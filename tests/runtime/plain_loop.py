@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from videomar.artifacts import Manifest
+from videomar.config import ANCESTRAL
 from videomar.graphs import layer_names
 from videomar.runtime.backends.base import ClipPlan
 
@@ -97,9 +98,9 @@ class PlainClip:
         for frame, present in zip(self.frame, self.present, strict=True):
             frame[:count, :, part] = present[:, :, at : at + len(tokens)]
 
-    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray, solver: str = ANCESTRAL) -> np.ndarray:
         run = self.backend.run
-        schedule = self.plan.schedules[len(draws)]
+        schedule = self.plan.schedules[len(draws), solver]
         made = run("head_condition", {"timesteps": schedule.timesteps, "z": self.z})
         x, draws = self.padded(initial), self.padded(draws, 1)
         for step, (coefficients, draw) in enumerate(zip(schedule.coefficients, draws, strict=True)):

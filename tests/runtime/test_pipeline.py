@@ -178,6 +178,7 @@ DIALS: dict[str, dict[str, Any]] = {
     "structure first": {"order": "structure", "detail_steps": 2},
     "spread": {"order": "spread"},
     "fewer diffusion steps": {"head_steps_end": 2},
+    "deterministic": {"head_solver": "ddim", "temperature": 0.8},
     "two stages of them": {"head_steps_end": 1, "head_anneal": "two-stage"},
     "guidance in the middle": {"guidance_start": 0.2, "guidance_end": 0.7},
     "guidance in the middle, one branch after the other": {
@@ -186,7 +187,7 @@ DIALS: dict[str, dict[str, Any]] = {
     "parts of a frame": {"refresh_every": 3},
     "parts, guidance at the end, a window": {
         "refresh_every": 9, "known_share": 0.3, "guidance_start": 0.3, "kv_window": 1, "order": "structure",
-        "head_steps_end": 1, "head_anneal": "cosine",
+        "head_steps_end": 1, "head_anneal": "cosine", "head_solver": "ddim",
     },
     "parts, one branch after the other": {"refresh_every": 4, "guidance_end": 0.8, "guidance_passes": 2},
 }  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from videomar.config import ModelConfig, SamplingConfig
+from videomar.config import ANCESTRAL, ModelConfig, SamplingConfig
 from videomar.errors import InputError
 from videomar.runtime.backends.base import ClipPlan
 from videomar.runtime.sampler import sample_frames
@@ -64,7 +64,7 @@ class FakeClip:
     def step(self, *args: np.ndarray) -> None:
         self._record("step", *args)
 
-    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    def sample(self, guidance: float, initial: np.ndarray, draws: np.ndarray, solver: str = ANCESTRAL) -> np.ndarray:
         self._record("sample", guidance, initial, draws)
         self.lent = 5 * initial + draws.sum(0)
         return self.lent
@@ -266,7 +266,7 @@ def test_the_plan_says_all_that_a_backend_has_to_allocate(config: ModelConfig, c
     p = r.plan
     assert (p.tokens, p.frames, p.branches) == (clip.tokens, clip.given + clip.new, 1 if clip.scale == 1 else 2)
     assert [(n, s.timesteps.shape, s.coefficients.shape) for n, s in p.schedules.items()] == [
-        (clip.head_steps, (clip.head_steps,), (clip.head_steps, 6))
+        ((clip.head_steps, "ancestral"), (clip.head_steps,), (clip.head_steps, 6))
     ]
     assert list(p.counts) == [len(c.predict) for c in r.passes(0)[: clip.mask_steps]]
 

@@ -26,6 +26,7 @@ IDS = np.array([[5, 6, 7, 8, 9, 10]], np.int64)  # four of them the system promp
 # Those that the plain loop knows, and those that it does not.
 DIALS: dict[str, dict[str, Any]] = {
     "fewer diffusion steps": {"head_steps_end": 2},
+    "deterministic": {"head_solver": "ddim", "head_steps_end": 2},
     "as many loops as mask steps": {"head_steps": 7, "head_steps_end": 1, "head_anneal": "cosine"},
     "guidance in the middle": {"guidance_start": 0.2, "guidance_end": 0.8},
     "parts of a frame": {"refresh_every": 4},
@@ -140,7 +141,7 @@ def test_a_clip_may_change_its_dials_between_frames(make_rig: MakeRig, artifacts
     backend, config = rig.open(), rig.onnx.config
     made = []
     for each in (backend, rig.plain()):
-        other = sampling_of(config, mask_steps=3, head_steps=3, refresh_every=3, head_steps_end=1)
+        other = sampling_of(config, mask_steps=3, head_solver="ddim", refresh_every=3, head_steps_end=1)
         sampler = sampler_of(each, config, others=[other], head_steps_end=2)
         frames = []
         while not sampler.finished:

@@ -107,13 +107,14 @@ def generate(
         if step.predicted:
             z, _ = run(step, x, masked, past)
             predict = order[step.slots]
+            start, each = step.drawn
             drawn = sample_tokens(
                 model,
                 z[:, predict],
                 step.guidance,
-                step.temperature,
-                clip.schedules[step.head_steps],
-                noise.initial(f, step.index, (step.predicted, t.token_channels)),
+                each,
+                clip.schedules[step.diffusion],
+                noise.initial(f, step.index, (step.predicted, t.token_channels)) * np.float32(start),
                 noise.steps(f, step.index, (step.head_steps, step.predicted, t.token_channels)),
             )
             if step.token_clip is not None:

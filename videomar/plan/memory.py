@@ -174,7 +174,7 @@ def _clip(request: Request, backend: str) -> int:
 def _ahead(request: Request, backend: str, rows: int) -> int:
     """Diffusion steps whose modulations are computed at once, the most of any loop."""
     head, itemsize = request.config.head, 4 if wide(request, backend) else 2
-    return max(graphs.steps_ahead(head, rows, steps, itemsize) for steps in request.clip.schedules)
+    return max(graphs.steps_ahead(head, rows, steps, itemsize) for steps, _ in request.clip.schedules)
 
 
 def _text(request: Request, backend: str) -> int:
