@@ -38,7 +38,7 @@ from videomar.schedule import DiffusionSchedule, half_tables
 GRID, TOKENS, COUNTS, STEPS = (2, 3), 6, (1, 2, 3), 4
 IDS = np.array([[5, 6, 7, 8, 9, 10]], np.int64)
 SCHEDULE = DiffusionSchedule.respaced(20, STEPS)
-PLAN = ClipPlan(TOKENS, 3, 2, COUNTS, {len(SCHEDULE.timesteps): SCHEDULE})
+PLAN = ClipPlan(TOKENS, 3, 2, COUNTS, {(len(SCHEDULE.timesteps), "ancestral"): SCHEDULE})
 MakeRig = Callable[..., Any]
 
 

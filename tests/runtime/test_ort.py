@@ -46,7 +46,7 @@ def open_backend(directory: Path, **options: Any) -> OrtBackend:
 
 def plan(backend: OrtBackend, branches: int = 2, frames: int = FRAMES, tokens: int = TOKENS) -> ClipPlan:
     schedule = DiffusionSchedule.respaced(backend.config.head.train_steps, HEAD_STEPS)
-    return ClipPlan(tokens, frames, branches, COUNTS, {HEAD_STEPS: schedule})
+    return ClipPlan(tokens, frames, branches, COUNTS, {(HEAD_STEPS, "ancestral"): schedule})
 
 
 def item_size(backend: OrtBackend) -> int:

@@ -47,7 +47,8 @@ def run_clip(backend: OrtBackend, branches: int, seed: int = 0) -> list[np.ndarr
         return rng.standard_normal(shape).astype(np.float32)
 
     states = backend.encode_text(np.array([[1, 2, 3, 4, 5, 6, 7]]))
-    clip = backend.begin(states, ClipPlan(tokens, FRAMES, branches, COUNTS, {len(schedule.timesteps): schedule}))
+    loops = {(len(schedule.timesteps), "ancestral"): schedule}
+    clip = backend.begin(states, ClipPlan(tokens, FRAMES, branches, COUNTS, loops))
     sampled = []
     for frame in range(FRAMES):
         tables = half_tables(frame, H, W, t.rope_split, t.rope_theta)
@@ -136,7 +137,8 @@ def test_keys_and_values_never_leave_the_device_and_a_clip_allocates_only_when_i
     t, tokens = backend.config.transformer, H * W
     schedule = DiffusionSchedule.respaced(backend.config.head.train_steps, 3)
     states = backend.encode_text(np.array([[1, 2, 3, 4, 5, 6, 7]]))
-    clip = backend.begin(states, ClipPlan(tokens, FRAMES, 2, COUNTS, {len(schedule.timesteps): schedule}))
+    loops = {(len(schedule.timesteps), "ancestral"): schedule}
+    clip = backend.begin(states, ClipPlan(tokens, FRAMES, 2, COUNTS, loops))
     began = disguise.since()
     assert began["take"] > 4 * t.depth and began["read"] == 0
     x, masked = np.zeros((tokens, t.token_channels), np.float32), np.ones(tokens, bool)

@@ -178,7 +178,7 @@ DIALS: dict[str, dict[str, Any]] = {
     "structure first": {"order": "structure", "detail_steps": 2},
     "spread": {"order": "spread"},
     "fewer diffusion steps": {"head_steps_end": 2},
-    "deterministic": {"head_solver": "ddim", "temperature": 0.8},
+    "deterministic": {"head_solver": "ddim"},
     "two stages of them": {"head_steps_end": 1, "head_anneal": "two-stage"},
     "guidance in the middle": {"guidance_start": 0.2, "guidance_end": 0.7},
     "guidance in the middle, one branch after the other": {

@@ -37,7 +37,7 @@ from videomar.steps import ClipShape, ClipSteps
 MakeRig = Callable[..., Any]
 IDS = np.array([[5, 6, 7, 8, 9, 10]], np.int64)  # four of them the system prompt's
 SCHEDULE = DiffusionSchedule.respaced(1000, 4)
-PLAN = ClipPlan(6, 3, 2, (1, 2, 3), {len(SCHEDULE.timesteps): SCHEDULE})
+PLAN = ClipPlan(6, 3, 2, (1, 2, 3), {(len(SCHEDULE.timesteps), "ancestral"): SCHEDULE})
 
 
 @pytest.fixture(params=["portable", "native"])
