@@ -1,7 +1,9 @@
 """Who is made next: which job enters, and which clip in flight takes the next step. Pure; knows no database or device.
 
-Entering: the client with the fewest clips in flight first, then the oldest job. A job that does not fit the memory now
-holds back those behind it, so that large clips are never passed by for ever.
+Entering: the client with the fewest clips in flight first, then the oldest job. A job under which a server died steps
+back: if it was the cause, the others are made in between; if it was not, deaths in a row fall on several jobs, and none
+is given up for them. A job that does not fit the memory now holds back those behind it, so that large clips are never
+passed by for ever.
 In flight: the clip that has had the least time. A newcomer begins where the one with the least is, so that it neither
 waits for nor holds up the others: of N clips each gets an N-th of the time, whatever their lengths.
 """
@@ -13,16 +15,24 @@ from collections.abc import Sequence
 
 from videomar.serving.jobs import Job
 
+STEPS_BACK = 10  # places in the queue, for every server that died under a job
+
+
+def turn_of(job: Job) -> tuple[int, int]:
+    """A job's place among its client's: its number, and some more for every time that a server died under it."""
+    deaths = max(0, job.attempts - job.parked)
+    return job.number + STEPS_BACK * deaths, deaths
+
 
 def entering(waiting: Sequence[Job], busy: Sequence[Job]) -> list[Job]:
     """The jobs that wait in the order in which they will enter, as far as is known now."""
     share = Counter(job.client for job in busy)
     queues: dict[str, list[Job]] = {}
-    for job in sorted(waiting, key=lambda job: job.number):
+    for job in sorted(waiting, key=turn_of):
         queues.setdefault(job.client, []).append(job)
     order = []
     while queues:
-        client = min(queues, key=lambda c: (share[c], queues[c][0].number))
+        client = min(queues, key=lambda c: (share[c], turn_of(queues[c][0])))
         order.append(queues[client].pop(0))
         share[client] += 1
         if not queues[client]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from videomar.serving.jobs import Job
 from videomar.serving.making.order import Turns, entering
+from videomar.serving.settings import Limits
 
 BLANK = Job("", "", "", "{}", 0, 24.0, 9, 16, 16, 4, 1, "tiny", 0.0)
 
@@ -35,6 +36,24 @@ def test_clients_take_turns_whatever_they_have_asked_for() -> None:
 
 def test_who_has_clips_in_flight_comes_after_who_has_none() -> None:
     assert order("aab", busy="a") == "b3 a1 a2"
+
+
+def test_a_job_under_which_a_server_died_lets_ten_later_ones_pass_each_time() -> None:
+    first, *others = jobs("a" * 25)
+    for deaths in range(3):
+        entered = entering([dataclasses.replace(first, attempts=deaths), *others], [])
+        assert [job.number for job in entered].index(1) == 10 * deaths
+    assert entering([dataclasses.replace(first, attempts=4, parked=4), *others], [])[0].number == 1
+
+
+def test_deaths_in_a_row_leave_every_job_far_from_being_given_up() -> None:
+    """Two clips in flight, three new jobs between deaths, and none ever finished in between."""
+    waiting: list[Job] = []
+    for death in range(20):
+        waiting += [dataclasses.replace(BLANK, id=str(n), number=n) for n in range(3 * death + 1, 3 * death + 4)]
+        for job in entering(waiting, [])[:2]:
+            waiting[waiting.index(job)] = dataclasses.replace(job, attempts=job.attempts + 1)
+    assert max(job.attempts for job in waiting) <= Limits().attempts // 2
 
 
 @given(st.text("abc", max_size=12), st.text("abc", max_size=4))
