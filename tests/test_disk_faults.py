@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
+from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -203,6 +204,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, tiny_artifacts: Path, tiny_config: Mo
     from videomar.calibration import calibrate, writing
     from videomar.demo import evaluate
     from videomar.export import export
+    from videomar.parity import environment
     from videomar.parity.comparing import compare
     from videomar.parity.tuning import grid
     from videomar.training import transformer
@@ -238,6 +240,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, tiny_artifacts: Path, tiny_config: Mo
         (compare, "climb_all"),
     ):
         monkeypatch.setattr(place, name, once(getattr(place, name)))
+    # A report tells the minute; it may turn between two runs.
+    noon = datetime(2026, 1, 1, 12, tzinfo=timezone.utc)
+    monkeypatch.setattr(environment, "datetime", SimpleNamespace(now=lambda _: noon))
     settings = grid.settings
     monkeypatch.setattr(grid, "settings", lambda clip: dict(islice(settings(clip).items(), 2)))
     monkeypatch.setattr(transformer, "DEMO", tiny_config)
