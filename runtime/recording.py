@@ -10,7 +10,7 @@ import struct
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,13 @@ class Recording:
         """The frames before an excerpt's first one, at whole steps from it: [height, width, 3] uint8 each."""
         begin = first - int(first + _SLACK)
         return _at(self._shown(), (begin + k for k in range(int(first + _SLACK))))
+
+    def every(self) -> Iterator[np.ndarray]:
+        """All frames from the first one on, at the model's rate: [height, width, 3] uint8 each."""
+        shown = self._shown()
+        first = next(shown, None)
+        if first is not None:
+            yield from _until_over(chain([first], shown))
 
     def _shown(self) -> Iterator[_Shown]:
         """Every frame with its position, the first one's 0; all of one size."""
@@ -192,6 +199,19 @@ def _at(shown: Iterator[_Shown] | deque[_Shown], positions: Iterator[float]) -> 
         while after is not None and after.position <= position + _SLACK:
             now, after = after, next(source, None)
         yield now.frame
+
+
+def _until_over(shown: Iterator[_Shown]) -> Iterator[np.ndarray]:
+    """The frame on show at 0, 1, 2..., up to the position of the last one."""
+    now, position = next(shown), 0
+    for after in shown:
+        while position < after.position - _SLACK:
+            yield now.frame
+            position += 1
+        now = after
+    while position <= now.position + _SLACK:
+        yield now.frame
+        position += 1
 
 
 def _square(frame: av.VideoFrame, aspect: float) -> np.ndarray:

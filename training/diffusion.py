@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,9 @@ class DiffusionLoss:
 
     def __call__(self, head: DiffusionHead, tokens: Tensor, condition: Tensor) -> Tensor:
         """tokens [N, C] float32, condition [N, W] -> scalar loss."""
-        t = torch.randint(len(self.alpha_bar), (len(tokens),))
+        device = tokens.device
+        self.coefficients, self.alpha_bar = self.coefficients.to(device), self.alpha_bar.to(device)
+        t = torch.randint(len(self.alpha_bar), (len(tokens),), device=device)
         noise = torch.randn_like(tokens)
         bar = self.alpha_bar[t, None]
         x = bar.sqrt() * tokens + (1 - bar).sqrt() * noise
@@ -37,5 +41,5 @@ class DiffusionLoss:
             log_variance - low - 1 + torch.exp(low - log_variance) + (true_mean - mean) ** 2 / log_variance.exp()
         )
         # At t = 0 the bound is a likelihood of discrete data, which latents are not: left out.
-        bound = torch.where(t[:, None] > 0, kl, torch.zeros(())).mean() / torch.log(torch.tensor(2.0))
+        bound = torch.where(t[:, None] > 0, kl, 0.0).mean() / math.log(2)
         return torch.mean((eps - noise) ** 2) + bound

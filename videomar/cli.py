@@ -242,20 +242,15 @@ def tune(args: argparse.Namespace) -> int:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train the demo model; PyTorch, one part after the other."""
+    """Train a model; PyTorch, one part after the other."""
     import torch
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    if args.part == "tokenizer":
-        from videomar.training.tokenizer import train_tokenizer
+    from videomar.parity.reporting.training import picture
+    from videomar.training.command import run
 
-        print(f"held-out PSNR {train_tokenizer(args.output, args.steps, args.minutes, args.seed):.2f} dB")
-    else:
-        from videomar.training.transformer import train_transformer
-
-        train_transformer(args.output, args.steps, args.minutes, args.seed, start=args.start)
-    return 0
+    return run(args, picture)
 
 
 def calibrate(args: argparse.Namespace) -> int:

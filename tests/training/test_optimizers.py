@@ -11,7 +11,7 @@ from videomar.training.optimizers import Muon, orthogonal
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_steps_are_those_of_torchs_own_muon(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Up to what bfloat16, in which torch's always multiplies, leaves of an update."""
-    monkeypatch.setattr(optimizers, "PRODUCTS", dtype)
+    monkeypatch.setattr(optimizers, "products", lambda _: dtype)
     torch.manual_seed(0)
     shapes = [(24, 12), (12, 24), (24, 12), (16, 16)]
     ours, theirs = ([nn.Parameter(torch.randn(s, generator=torch.manual_seed(1))) for s in shapes] for _ in "ab")
@@ -44,7 +44,7 @@ def test_kernels_of_convolutions_are_stepped_as_matrices() -> None:
 
 
 def test_an_orthogonal_update_has_singular_values_around_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizers, "PRODUCTS", torch.float32)
+    monkeypatch.setattr(optimizers, "products", lambda _: torch.float32)
     found = orthogonal(torch.randn(3, 40, 20, generator=torch.manual_seed(3)), Muon.STEPS, Muon.COEFFICIENTS)
     values = torch.linalg.svdvals(found)
     assert values.min() > 0.4 and values.max() < 1.4

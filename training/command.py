@@ -1,0 +1,103 @@
+"""`videomar train`: options to a recipe, and who runs it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from videomar.artifacts import atomic_write
+from videomar.config import PRESETS
+from videomar.console import log
+from videomar.errors import InputError
+from videomar.training import unfinished_run
+from videomar.training.journal import Row
+from videomar.training.recipe import Recipe, Stage, read_stages, scaled
+
+PICTURE = "training.svg"
+HALF = 0.5  # of the learning rate, where training goes on from a checkpoint
+MINUTES = 60.0
+
+
+def run(args: argparse.Namespace, picture: Callable[[list[Row]], str]) -> int:
+    """Train; `picture` draws the journal as SVG."""
+    if args.preset not in PRESETS:
+        raise InputError(f"--preset is {args.preset!r}, expected one of {', '.join(PRESETS)}")
+    if args.part == "tokenizer":
+        return _tokenizer(args)
+    if args.clips is not None and args.start is not None and args.start.resolve() == args.output.resolve():
+        raise InputError(f"-o and --start are both {args.output}, expected another output: the start is kept whole")
+    from videomar.training.transformer import resume_transformer, train_transformer
+
+    def draw(rows: list[Row]) -> None:
+        atomic_write(args.output / PICTURE, picture(rows))
+
+    if args.resume:
+        given = [
+            f"--{n.replace('_', '-')}"
+            for n in ("start", "clips", "captions", "stages", "minutes", "steps", "lora")
+            if getattr(args, n)
+        ]
+        if given:
+            raise InputError(f"--resume goes on with what the run was begun with, got {given[0]}; leave it out")
+        resume_transformer(args.output, args.device, args.recompute, draw)
+    else:
+        if unfinished_run.exists(args.output):
+            step = unfinished_run.load(args.output)[1].step
+            if not args.force:
+                raise InputError(
+                    f"{args.output} holds an unfinished run, {step} steps long; --resume goes on with it, --force "
+                    "begins anew"
+                )
+            unfinished_run.forget(args.output)
+        train_transformer(args.output, recipe_of(args), args.device, args.recompute, draw)
+    print(args.output)
+    return 0
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe that the options describe."""
+    if args.stages is None:
+        size = PRESETS[args.preset].sampling
+        rate = Stage.learning_rate * (HALF if args.start is not None else 1)
+        stages: tuple[Stage, ...] = (Stage(size.frames, size.height, size.width, minutes=MINUTES, learning_rate=rate),)
+    else:
+        stages = read_stages(args.stages)
+    stages = scaled(stages, args.minutes, args.steps)
+    if args.learning_rate is not None:
+        stages = tuple(dataclasses.replace(stage, learning_rate=args.learning_rate) for stage in stages)
+    return Recipe(
+        stages,
+        seed=args.seed,
+        preset=args.preset,
+        start=_text(args.start),
+        clips=_text(args.clips),
+        captions=_text(args.captions),
+        cache=_text(args.cache),
+        layers=tuple(args.layers),
+        lora=args.lora,
+        save_every=args.save_every,
+    )
+
+
+def _tokenizer(args: argparse.Namespace) -> int:
+    from videomar.training.tokenizer import FolderPixels, train_tokenizer
+
+    config = PRESETS[args.preset]
+    pixels = None
+    if args.clips is not None:
+        if args.stages is not None:
+            stage = read_stages(args.stages)[-1]
+        else:
+            stage = Stage(config.sampling.frames, config.sampling.height, config.sampling.width, minutes=MINUTES)
+        pixels = FolderPixels(args.clips, args.cache or args.output / "latents", stage, config)
+    steps, minutes = args.steps or 10**9, args.minutes or (10**9 if args.steps else MINUTES)
+    db = train_tokenizer(args.output, steps, minutes, args.seed, config=config, pixels=pixels, start=args.start)
+    print(f"held-out PSNR {db:.2f} dB")
+    log.info(f"next: videomar train transformer -o {args.output}")
+    return 0
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
