@@ -51,7 +51,7 @@ LAYERS = {  # layer -> layers it may import, and packages besides the standard l
         {"numpy", "torch", "onnx", "onnxruntime"},
     ),
     "parity": ({"vocabulary", "model", "runtime", "parity"}, {"numpy", "cv2", "onnxruntime"}),
-    "training": ({"vocabulary", "model", "runtime", "training"}, {"numpy", "torch", "safetensors"}),
+    "training": ({"vocabulary", "model", "runtime", "training"}, {"numpy", "torch", "safetensors", "cv2", "tomli"}),
     "serving": (
         {"vocabulary", "runtime", "serving"},
         {"numpy", "cv2", "av", "fastapi", "starlette", "uvicorn", "prometheus_client", "sqlalchemy", "fsspec", "ray"},

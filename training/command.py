@@ -13,11 +13,13 @@ from videomar.console import log
 from videomar.errors import InputError
 from videomar.training import unfinished_run
 from videomar.training.journal import Row
+from videomar.training.ranks import first, joined
 from videomar.training.recipe import Recipe, Stage, read_stages, scaled
 
 PICTURE = "training.svg"
 HALF = 0.5  # of the learning rate, where training goes on from a checkpoint
 MINUTES = 60.0
+TOKENIZER_RATE = 2e-3
 
 
 def run(args: argparse.Namespace, picture: Callable[[list[Row]], str]) -> int:
@@ -43,7 +45,7 @@ def run(args: argparse.Namespace, picture: Callable[[list[Row]], str]) -> int:
             raise InputError(f"--resume goes on with what the run was begun with, got {given[0]}; leave it out")
         resume_transformer(args.output, args.device, args.recompute, draw)
     else:
-        if unfinished_run.exists(args.output):
+        if first() and unfinished_run.exists(args.output):
             step = unfinished_run.load(args.output)[1].step
             if not args.force:
                 raise InputError(
@@ -52,7 +54,8 @@ def run(args: argparse.Namespace, picture: Callable[[list[Row]], str]) -> int:
                 )
             unfinished_run.forget(args.output)
         train_transformer(args.output, recipe_of(args), args.device, args.recompute, draw)
-    print(args.output)
+    if first():
+        print(args.output)
     return 0
 
 
@@ -84,6 +87,9 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 def _tokenizer(args: argparse.Namespace) -> int:
     from videomar.training.tokenizer import FolderPixels, train_tokenizer
 
+    for name in ("resume", "captions", "layers", "lora"):
+        if getattr(args, name):
+            raise InputError(f"--{name} is for the transformer, got it for the tokenizer; leave it out")
     config = PRESETS[args.preset]
     pixels = None
     if args.clips is not None:
@@ -92,12 +98,17 @@ def _tokenizer(args: argparse.Namespace) -> int:
         else:
             stage = Stage(config.sampling.frames, config.sampling.height, config.sampling.width, minutes=MINUTES)
         pixels = FolderPixels(args.clips, args.cache or args.output / "latents", stage, config)
+    rate = args.learning_rate or TOKENIZER_RATE * (1 if args.start is None else HALF)
     steps, minutes = args.steps or 10**9, args.minutes or (10**9 if args.steps else MINUTES)
-    db = train_tokenizer(args.output, steps, minutes, args.seed, config=config, pixels=pixels, start=args.start)
+    with joined(args.device) as ranks:
+        if ranks.count > 1:
+            raise InputError("the tokenizer is trained by one process, got several; start it without torchrun")
+        device, start = ranks.device, args.start
+        db = train_tokenizer(args.output, steps, minutes, args.seed, rate, config, pixels, start, device)
     print(f"held-out PSNR {db:.2f} dB")
     log.info(f"next: videomar train transformer -o {args.output}")
     return 0
 
 
 def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+    return None if path is None else str(path.resolve())  # a run may be gone on with from elsewhere

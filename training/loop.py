@@ -63,7 +63,7 @@ class Trainer:
         self._saved = time.monotonic()
         self._wrapped: nn.Module = loss
         if ranks.count > 1:
-            self._wrapped = DistributedDataParallel(loss, device_ids=[ranks.device] if ranks.device.index else None)
+            self._wrapped = DistributedDataParallel(loss)
 
     def run(self) -> None:
         """Train what is left of the recipe. Raises Diverged when the loss is no number, keeping the last good place."""
@@ -96,13 +96,20 @@ class Trainer:
                 stage_minutes=minutes,
                 minutes=whole + minutes,
             )
-            said = f"stage {index + 1} of {len(self.recipe.stages)}, {stage}, loss {self._smooth:.4f}"
-            progress.at(said, before + weight * done, 1.0)
             if self.mark.stage_step % REPORT == 0:
                 self._report(index, stage, done)
+            progress.at(self._doing(index, stage), before + weight * done, 1.0)
             if self._ranks.agreed(time.monotonic() - self._saved) > 60 * self.recipe.save_every:
                 self._keep()
-        self._report(index, stage, 1.0)
+        if not self._journal.rows or self._journal.rows[-1].step != self.mark.step:
+            self._report(index, stage, 1.0)
+
+    def _doing(self, index: int, stage: Stage) -> str:
+        said = f"stage {index + 1} of {len(self.recipe.stages)}, {stage}"
+        if not self._journal.rows:
+            return said
+        row = self._journal.rows[-1]
+        return f"{said}, loss {row.loss:.4f}, held out {row.held_out:.4f} at step {row.step}"
 
     def _rate(self, index: int, done: float) -> float:
         warm_up = WARM_UP[self.recipe.start is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from videomar.console import log
 from videomar.errors import DeviceError
 
 
@@ -57,6 +59,11 @@ class Ranks:
             dist.barrier()
 
 
+def first() -> bool:
+    """Whether this process is the one that writes and speaks, before it has joined the others."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
     """This process's place among those of torchrun's environment, or alone.
@@ -75,6 +82,8 @@ def joined(device: str) -> Iterator[Ranks]:
     if count == 1:
         yield Ranks(chosen)
         return
+    if rank:
+        log.setLevel(logging.ERROR)  # one of them tells how far all are
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         yield Ranks(chosen, rank, count)

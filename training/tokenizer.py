@@ -108,6 +108,7 @@ def train_tokenizer(
     config: ModelConfig = DEMO,
     pixels: WorldPixels | FolderPixels | None = None,
     start: Path | None = None,
+    device: torch.device | None = None,
 ) -> float:
     """Train, save `video_tokenizer.safetensors` into `out`, return the held-out PSNR in dB.
 
@@ -120,10 +121,12 @@ def train_tokenizer(
         model = VideoTokenizer(config.tokenizer)
     else:
         model = PartsOfCheckpoint(start).video_tokenizer.train().requires_grad_(True)
+    device = device or torch.device("cpu")
+    model.to(device)
     haar = model.vae.encoder.patch_embed
     optimizers = Optimizers(model)
     pixels = pixels or WorldPixels()
-    held_out = pixels.held_out()
+    held_out = pixels.held_out().to(device)
     longest, short = held_out.shape[2], min(held_out.shape[2], 1 + model.config.temporal_stride)
     file = out / "video_tokenizer.safetensors"
     began, step, progress, smooth = time.monotonic(), 0, 0.0, None
@@ -132,10 +135,10 @@ def train_tokenizer(
         progress = max(step / steps, (time.monotonic() - began) / 60 / minutes)
         rate = learning_rate * min(1, step / 200) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, progress))))
         whole = progress > 0.75
-        x = pixels.batch(rng, BATCH, longest if whole else short)
+        x = pixels.batch(rng, BATCH, longest if whole else short).to(device)
         with torch.no_grad():
             x = haar(x)
-        with without_haar(model), autocast():
+        with without_haar(model), autocast(device.type):
             z = model.vae.encode(x).latent_dist.mode().float()
             y = model.vae.decode(z + LATENT_NOISE * torch.randn_like(z)).sample.float()
         mse = F.mse_loss(y, x) * PATCH_GAIN

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +27,7 @@ from videomar.unfinished import folder
 
 HELD_OUT = 0.1  # share of clips
 MOST_WINDOWS = 64  # of one clip
+REMEMBER = 10  # seconds between two writes of the manifest: what it does not name is made again
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,22 @@ class Windows:
         place = self._place(stage)
         place.mkdir(parents=True, exist_ok=True)
         manifest = place / "manifest.json"
-        known: dict[str, list[object]] = json.loads(manifest.read_text()) if manifest.is_file() else {}
-        short = 0
-        with Progress(len(names)) as progress:
-            for name in names:
-                stat = (self.clips / name).stat()
-                file = place / _file(name)
-                source = [stat.st_size, stat.st_mtime_ns]
-                if known.get(name, [])[:2] != source or not file.is_file() or _sha256(file) != known[name][2]:
-                    self._write(file, name, stage)
-                    known[name] = [*source, _sha256(file)]
-                    atomic_write(manifest, json.dumps(known, indent=1, sort_keys=True) + "\n")
-                short += not len(np.load(file, mmap_mode="r"))
-                progress.step(f"reading clips as {stage}")
+        known, short, written = _known(manifest), 0, time.monotonic()
+        try:
+            with Progress(len(names)) as progress:
+                for name in names:
+                    stat = (self.clips / name).stat()
+                    file, source = place / _file(name), [stat.st_size, stat.st_mtime_ns]
+                    if known.get(name, [])[:2] != source or not file.is_file() or _sha256(file) != known[name][2]:
+                        self._write(file, name, stage)
+                        known[name] = [*source, _sha256(file)]
+                    short += not len(np.load(file, mmap_mode="r"))
+                    progress.step(f"reading clips as {stage}")
+                    if time.monotonic() - written > REMEMBER:
+                        _remember(manifest, known)
+                        written = time.monotonic()
+        finally:
+            _remember(manifest, known)
         if short:
             log.warning(f"{short} of {len(names)} clips are shorter than {stage.frames} frames and left out")
 
@@ -107,6 +112,20 @@ def held_out(names: list[str], share: float = HELD_OUT) -> set[str]:
 
     first, *rest = sorted(names, key=low)
     return {first, *(name for name in rest[:-1] if low(name) < share)}
+
+
+def _known(manifest: Path) -> dict[str, list[object]]:
+    """Clip -> its size, its time and the hash of what was made of it; nothing where the file says nothing."""
+    try:
+        found = json.loads(manifest.read_text())
+    except (OSError, ValueError):
+        return {}
+    rows = found.items() if isinstance(found, dict) else ()
+    return {name: row for name, row in rows if isinstance(row, list) and len(row) == 3}
+
+
+def _remember(manifest: Path, known: dict[str, list[object]]) -> None:
+    atomic_write(manifest, json.dumps(known, indent=1, sort_keys=True) + "\n")
 
 
 def _file(name: str) -> str:
