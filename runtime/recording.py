@@ -202,14 +202,14 @@ def _at(shown: Iterator[_Shown] | deque[_Shown], positions: Iterator[float]) -> 
 
 
 def _until_over(shown: Iterator[_Shown]) -> Iterator[np.ndarray]:
-    """The frame on show at 0, 1, 2..., up to the position of the last one."""
-    now, position = next(shown), 0
+    """The frame on show at 0, 1, 2..., as long as there is one; the last one lasts as long as the one before it."""
+    now, position, lasting = next(shown), 0, 0.0
     for after in shown:
         while position < after.position - _SLACK:
             yield now.frame
             position += 1
-        now = after
-    while position <= now.position + _SLACK:
+        now, lasting = after, after.position - now.position
+    while position < max(now.position + lasting - _SLACK, 1):
         yield now.frame
         position += 1
 

@@ -113,7 +113,7 @@ class Trainer:
 
     def _rate(self, index: int, done: float) -> float:
         warm_up = WARM_UP[self.recipe.start is not None]
-        return self.recipe.learning_rate(index, done) * min(1.0, self.mark.step / warm_up)
+        return self.recipe.learning_rate(index, done) * min(1.0, (self.mark.step + 1) / warm_up)
 
     def _step(self, stage: Stage, rate: float) -> float:
         rng = self._rng(kind=0)

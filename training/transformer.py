@@ -101,15 +101,21 @@ def _model(out: Path, recipe: Recipe, ranks: Ranks, anew: bool) -> VideoMAR:
         return load_checkpoint(Path(recipe.start) if recipe.lora and recipe.start else out).train()
     if recipe.start is not None:
         start = Path(recipe.start)
+        model = load_checkpoint(start).train().requires_grad_(True)
+        check_stages(recipe.stages, model.config)
+        before = (start / "tokenizer.json").read_bytes()
         if ranks.first:
             if recipe.clips is None:
                 write_tokenizer(words)
             elif start.resolve() != out.resolve():
-                atomic_write(words, (start / "tokenizer.json").read_bytes())
+                atomic_write(words, before)
         ranks.wait()
-        model = with_words(start, words)
+        change_words(model, before, words.read_bytes())
     else:
-        config = PRESETS[recipe.preset]
+        config, file = PRESETS[recipe.preset], out / "video_tokenizer.safetensors"
+        if not file.is_file():
+            raise InputError(f"{out} lacks {file.name}; run `videomar train tokenizer -o {out}` first or give --start")
+        check_stages(recipe.stages, config)
         if ranks.first:
             write_tokenizer(words, None if recipe.clips is None else captions_of(recipe).values())
         ranks.wait()
@@ -118,16 +124,11 @@ def _model(out: Path, recipe: Recipe, ranks: Ranks, anew: bool) -> VideoMAR:
             config, text=dataclasses.replace(config.text, vocab_size=max(size, config.text.vocab_size))
         )
         tokenizer = VideoTokenizer(config.tokenizer)
-        file = out / "video_tokenizer.safetensors"
-        if not file.is_file():
-            raise InputError(f"{out} lacks {file.name}; run `videomar train tokenizer -o {out}` first or give --start")
         tokenizer.load_state_dict(load_file(file))
         model = VideoMAR(config)
         model.video_tokenizer.load_state_dict(tokenizer.state_dict())
         initialize(model)
-    check_stages(recipe.stages, model.config)
-    config = dataclasses.replace(model.config, sampling=sampling_of(recipe.stages, model.config.sampling))
-    model.config = config
+    model.config = dataclasses.replace(model.config, sampling=sampling_of(recipe.stages, model.config.sampling))
     return model
 
 
@@ -162,22 +163,20 @@ def initialize(model: VideoMAR) -> None:
     nn.init.zeros_(model.diffusion_head.final_layer.linear.bias)
 
 
-def with_words(start: Path, words: Path) -> VideoMAR:
-    """The checkpoint in `start`, to be trained on with the words of another tokenizer.json.
+def change_words(model: VideoMAR, before: bytes, now: bytes) -> None:
+    """Let the model read sentences by another tokenizer.json.
 
     Words that both know keep their embeddings, whatever their ids; new words start as small as any does.
     """
-    model = load_checkpoint(start).train().requires_grad_(True)
-    if (start / "tokenizer.json").read_bytes() == words.read_bytes():
-        return model
-    before, now = (json.loads(file.read_text())["model"]["vocab"] for file in (start / "tokenizer.json", words))
+    if before == now:
+        return
+    old_ids, ids = (json.loads(text)["model"]["vocab"] for text in (before, now))
     with torch.no_grad():
         rows = model.text_encoder.llm.embed_tokens.weight
         old = rows.clone()
         nn.init.normal_(rows, std=0.02)
-        for word in now.keys() & before.keys():
-            rows[now[word]] = old[before[word]]
-    return model
+        for word in ids.keys() & old_ids.keys():
+            rows[ids[word]] = old[old_ids[word]]
 
 
 def choose_layers(model: VideoMAR, recipe: Recipe) -> tuple[str, ...]:
@@ -192,8 +191,8 @@ def choose_layers(model: VideoMAR, recipe: Recipe) -> tuple[str, ...]:
         named = {n: p for n, p in named.items() if not n.startswith("text_encoder.")}
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in named):
-            some = ", ".join(sorted({".".join(n.split(".")[:2]) for n in named})[:6])
-            raise InputError(f"--layers {pattern} matches no parameter, expected a pattern such as {some} with a *")
+            parts = ", ".join(sorted({f"'{name.partition('.')[0]}.*'" for name in named}))
+            raise InputError(f"--layers {pattern} matches no parameter, expected a pattern within {parts}")
     model.requires_grad_(False)
     chosen = {n for n in named if any(fnmatchcase(n, pattern) for pattern in patterns)}
     for name in chosen:
