@@ -1,6 +1,6 @@
 """Do short clips and small pictures first help? Four curricula of the same arithmetic, several seeds each.
 
-    python benchmarks/curricula.py models/demo --seeds 0 1 2 --steps 1000 --json FILE > TABLE.md
+    python benchmarks/curricula.py models/demo --seeds 0 1 2 --steps 600 --json FILE > TABLE.md
 
 A small transformer on the demo's latents; --steps are those of the curriculum that is long and large from the start,
 the others get as many as the same number of floating-point operations allows (counted by PyTorch's FlopCounterMode, a
@@ -206,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1_000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, required=True)
     args = parser.parse_args()

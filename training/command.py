@@ -19,6 +19,8 @@ from videomar.training.recipe import Recipe, Stage, read_stages, scaled
 PICTURE = "training.svg"
 HALF = 0.5  # of the learning rate, where training goes on from a checkpoint
 MINUTES = 60.0
+# Options that a run keeps from its beginning.
+FIXED = ("start", "clips", "captions", "stages", "minutes", "steps", "layers", "lora", "learning_rate")
 TOKENIZER_RATE = 2e-3
 
 
@@ -29,20 +31,17 @@ def run(args: argparse.Namespace, picture: Callable[[list[Row]], str]) -> int:
     if args.part == "tokenizer":
         return _tokenizer(args)
     if args.clips is not None and args.start is not None and args.start.resolve() == args.output.resolve():
-        raise InputError(f"-o and --start are both {args.output}, expected another output: the start is kept whole")
+        raise InputError(f"-o and --from are both {args.output}, expected another output: the start is kept whole")
     from videomar.training.transformer import resume_transformer, train_transformer
 
     def draw(rows: list[Row]) -> None:
         atomic_write(args.output / PICTURE, picture(rows))
 
     if args.resume:
-        given = [
-            f"--{n.replace('_', '-')}"
-            for n in ("start", "clips", "captions", "stages", "minutes", "steps", "lora")
-            if getattr(args, n)
-        ]
-        if given:
-            raise InputError(f"--resume goes on with what the run was begun with, got {given[0]}; leave it out")
+        for name in FIXED:
+            if getattr(args, name):
+                option = {"start": "from"}.get(name, name).replace("_", "-")
+                raise InputError(f"--resume goes on with what the run was begun with, got --{option}; leave it out")
         resume_transformer(args.output, args.device, args.recompute, draw)
     else:
         if first() and unfinished_run.exists(args.output):

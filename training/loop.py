@@ -148,7 +148,7 @@ class Trainer:
             kept = f"{self._out} keeps the checkpoint of step {unfinished_run.load(self._out)[1].step}"
         raise Diverged(
             f"the loss of step {step} is {loss:g} and its gradient's norm {norm:g}, expected numbers; {kept}; train "
-            "with a lower learning_rate or a larger batch, from there with --start"
+            "with a lower learning_rate or a larger batch, from there with --from"
         )
 
     def _report(self, index: int, stage: Stage, done: float) -> None:

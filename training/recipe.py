@@ -82,7 +82,7 @@ class Recipe:
         if (self.clips is None) != (self.captions is None):
             raise InputError("--clips and --captions go together: a folder of videos and what happens in each; add one")
         if self.lora and self.start is None:
-            raise InputError("--lora changes a checkpoint a little, expected one; add --start")
+            raise InputError("--lora changes a checkpoint a little, expected one; add --from")
 
     @property
     def weights(self) -> list[float]:

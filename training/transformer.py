@@ -114,7 +114,7 @@ def _model(out: Path, recipe: Recipe, ranks: Ranks, anew: bool) -> VideoMAR:
     else:
         config, file = PRESETS[recipe.preset], out / "video_tokenizer.safetensors"
         if not file.is_file():
-            raise InputError(f"{out} lacks {file.name}; run `videomar train tokenizer -o {out}` first or give --start")
+            raise InputError(f"{out} lacks {file.name}; run `videomar train tokenizer -o {out}` first or give --from")
         check_stages(recipe.stages, config)
         if ranks.first:
             write_tokenizer(words, None if recipe.clips is None else captions_of(recipe).values())

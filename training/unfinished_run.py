@@ -68,7 +68,7 @@ def load(out: Path) -> tuple[Recipe, Mark, Path]:
     places = _places(out)
     if not places:
         raise InputError(
-            f"{out} holds no unfinished run, expected one for --resume; leave --resume out to begin, or --start {out} "
+            f"{out} holds no unfinished run, expected one for --resume; leave --resume out to begin, or --from {out} "
             "to train its checkpoint further"
         )
     place = places[-1]

@@ -68,7 +68,7 @@ def test_own_clips_of_any_format_are_learnt(
     out = tmp_path / "out"
     size = tmp_path / "one.toml"
     size.write_text('[[stage]]\nframes = 17\nsize = "32x32"\nsteps = 80\nbatch = 4\nlearning_rate = 1e-2\n')
-    code, error = run("transformer", "--start", tiny_checkpoint, *own_clips, "-o", out, "--stages", size)
+    code, error = run("transformer", "--from", tiny_checkpoint, *own_clips, "-o", out, "--stages", size)
     assert code == 0, error
     first, last = (float(rows(out)[i]["held_out"]) for i in (0, -1))
     assert last < 0.9 * first
@@ -89,7 +89,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = ["--start", tiny_checkpoint, *own_clips, "--stages", stages, "--seed", 2, "--cache", tmp_path / "cache"]
+    options = ["--from", tiny_checkpoint, *own_clips, "--stages", stages, "--seed", 2, "--cache", tmp_path / "cache"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert run("transformer", "-o", whole, *options)[0] == 0
     words = ["train", "transformer", "-o", killed, *options, "--device", "cpu", "--threads", 1, "--save-every", 0]
@@ -112,7 +112,7 @@ def test_low_rank_updates_come_out_merged(
     run: Callable[..., tuple[int, str]], tiny_checkpoint: Path, own_clips: list[str], stages: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    words = ("--start", tiny_checkpoint, *own_clips, "-o", out, "--stages", stages, "--lora", 2)
+    words = ("--from", tiny_checkpoint, *own_clips, "-o", out, "--stages", stages, "--lora", 2)
     assert run("transformer", *words)[0] == 0
     was, now = (load_file(place / "transformer.safetensors") for place in (tiny_checkpoint, out))
     changed = [name for name in was if not torch.equal(was[name], now[name])]
@@ -137,7 +137,7 @@ def test_an_unfinished_run_is_not_lost_by_a_second_start(
             raise KeyboardInterrupt
         return step(self, *given)  # type: ignore[arg-type]
 
-    words = ("transformer", "--start", tiny_checkpoint, *own_clips, "-o", out, "--stages", stages)
+    words = ("transformer", "--from", tiny_checkpoint, *own_clips, "-o", out, "--stages", stages)
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", stops)
         assert run(*words, "--save-every", 0)[0] == 130
@@ -151,16 +151,16 @@ def test_an_unfinished_run_is_not_lost_by_a_second_start(
 
 
 WRONG = {
-    "clips without captions": (("transformer", "--clips", "{films}", "--start", "{start}"), "go together"),
+    "clips without captions": (("transformer", "--clips", "{films}", "--from", "{start}"), "go together"),
     "no tokenizer": (("transformer",), "videomar train tokenizer -o"),
-    "low rank from nothing": (("transformer", "--lora", "4"), "--start"),
+    "low rank from nothing": (("transformer", "--lora", "4"), "--from"),
     "another preset": (("transformer", "--preset", "big"), "expected one of demo"),
-    "over its start": (("transformer", "--start", "{out}", "{own}", "-o", "{out}"), "another output"),
-    "stages that are not there": (("transformer", "--start", "{start}", "--stages", "none.toml"), "none.toml"),
+    "over its start": (("transformer", "--from", "{out}", "{own}", "-o", "{out}"), "another output"),
+    "stages that are not there": (("transformer", "--from", "{start}", "--stages", "none.toml"), "none.toml"),
     "a tokenizer on with its run": (("tokenizer", "--resume"), "--resume is for the transformer"),
     "a tokenizer of layers": (("tokenizer", "--layers", "*"), "--layers is for the transformer"),
     "a tokenizer of no clips": (("tokenizer", "--clips", "{empty}"), "holds 0 videos"),
-    "no such start": (("transformer", "--start", "{empty}"), "{empty}"),
+    "no such start": (("transformer", "--from", "{empty}"), "{empty}"),
 }
 
 

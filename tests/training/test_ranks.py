@@ -30,7 +30,7 @@ def trained(tiny_checkpoint: Path, own_clips: list[str], tmp_path_factory: pytes
         f'[[stage]]\nframes = {STAGE.frames}\nsize = "32x32"\nsteps = 1\nbatch = {STAGE.batch}\nlearning_rate = 0.05\n'
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = ["-m", "videomar", "train", "transformer", "--start", tiny_checkpoint, "-o", place / "out", *own_clips]
+    words = ["-m", "videomar", "train", "transformer", "--from", tiny_checkpoint, "-o", place / "out", *own_clips]
     words += ["--stages", place / "stages.toml", "--seed", "5", "--device", "cpu", "--threads", "1"]
     done = subprocess.run([*launcher, *map(str, words)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
