@@ -24,7 +24,7 @@ class Row:
     step: int  # in all
     minutes: float  # in all
     learning_rate: float
-    loss: float  # of training, smoothed
+    loss: float  # of training, smoothed; before the first step the held-out one
     held_out: float  # mean over latent frames
     held_out_last: float  # of the last latent frame alone
 

@@ -82,6 +82,8 @@ class Trainer:
         before, weight = sum(self.recipe.weights[:index]), self.recipe.weights[index]
         began = time.monotonic() - 60 * self.mark.stage_minutes
         whole = self.mark.minutes - self.mark.stage_minutes
+        if self.mark.step == 0:
+            self._report(index, stage, 0.0)  # what all later ones are held against
         while True:
             minutes = self._ranks.agreed((time.monotonic() - began) / 60)
             done = stage.done(self.mark.stage_step, minutes)
@@ -166,7 +168,7 @@ class Trainer:
                 step=self.mark.step,
                 minutes=self.mark.minutes,
                 learning_rate=self._rate(index, done),
-                loss=self._smooth if self._smooth is not None else math.nan,
+                loss=self._smooth if self._smooth is not None else held_out,
                 held_out=held_out,
                 held_out_last=last,
             )
@@ -176,17 +178,18 @@ class Trainer:
         """The checkpoint, the journal and, unless it is over, all that `resume` needs."""
         sources = [] if over else self._ranks.gathered(self._source.state())
         if self._ranks.first:
-            if not over:
-                tensors = {f"parameter.{i}": p.detach() for i, p in enumerate(self._parameters)}
-                tensors |= self._average.state() | self._optimizers.state()
-                if self._smooth is not None:
-                    tensors["smooth"] = torch.tensor(self._smooth, dtype=torch.float64)
-                unfinished_run.save(self._out, self.recipe, self.mark, tensors, sources)
+            # The checkpoint first: to go on, it is read below what the place holds, whose step may be an earlier one.
             with self._average.shown():
                 self._save_model()
             self._journal.write()
             if over:
                 unfinished_run.forget(self._out)
+            else:
+                tensors = {f"parameter.{i}": p.detach() for i, p in enumerate(self._parameters)}
+                tensors |= self._average.state() | self._optimizers.state()
+                if self._smooth is not None:
+                    tensors["smooth"] = torch.tensor(self._smooth, dtype=torch.float64)
+                unfinished_run.save(self._out, self.recipe, self.mark, tensors, sources)
         self._ranks.wait()
         self._saved = time.monotonic()
 

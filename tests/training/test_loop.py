@@ -76,7 +76,11 @@ def test_every_stage_is_entered_once_and_takes_its_steps(tiny_model: VideoMAR, t
     assert run.mark.step == 7
     header, *rows = (tmp_path / "training.csv").read_text().splitlines()
     assert header.startswith("stage,frames,height,width,step,")
-    assert [row.split(",")[:5] for row in rows] == [["1", "9", "32", "32", "4"], ["2", "17", "32", "32", "7"]]
+    assert [row.split(",")[:5] for row in rows] == [
+        ["1", "9", "32", "32", "0"],
+        ["1", "9", "32", "32", "4"],
+        ["2", "17", "32", "32", "7"],
+    ]
     assert not unfinished_run.exists(tmp_path), "nothing is left to go on with"
 
 
@@ -112,7 +116,7 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(
     assert any(not torch.equal(a[name], value) for name, value in tiny_model.state_dict().items())
     rows = [(tmp_path / name / "training.csv").read_text().splitlines() for name in ("whole", "broken")]
     without_clock = [[",".join(c for i, c in enumerate(row.split(",")) if i != 5) for row in each] for each in rows]
-    assert without_clock[0] == without_clock[1] and len(rows[0]) == 5
+    assert without_clock[0] == without_clock[1] and len(rows[0]) == 6
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_good_place(
