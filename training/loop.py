@@ -31,6 +31,7 @@ DECIDED_FIRST = 2  # how much more often the first generated frame is trained th
 SMOOTH = 0.99  # of the loss that is shown
 REPORT = 100  # steps between two rows of the journal
 WARM_UP = {False: 300, True: 100}  # steps, from nothing and from a checkpoint
+WARM_UP_SHARE = 0.05
 
 
 class Diverged(UserError):
@@ -114,8 +115,11 @@ class Trainer:
         return f"{said}, loss {row.loss:.4f}, held out {row.held_out:.4f} at step {row.step}"
 
     def _rate(self, index: int, done: float) -> float:
-        warm_up = WARM_UP[self.recipe.start is not None]
-        return self.recipe.learning_rate(index, done) * min(1.0, (self.mark.step + 1) / warm_up)
+        """Rising at first: over so many steps, or over the first twentieth of a run that is shorter."""
+        weights = self.recipe.weights
+        whole = sum(weights[:index]) + weights[index] * done
+        warm = max((self.mark.step + 1) / WARM_UP[self.recipe.start is not None], whole / WARM_UP_SHARE)
+        return self.recipe.learning_rate(index, done) * min(1.0, warm)
 
     def _step(self, stage: Stage, rate: float) -> float:
         rng = self._rng(kind=0)

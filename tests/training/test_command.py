@@ -87,8 +87,7 @@ def test_own_clips_of_any_format_are_learnt(
     code, error = run("transformer", *own_clips, "-o", out, "--stages", one_stage(tmp_path, 80))
     assert code == 0 and "latent scale" in error, error
     first, last = (float(rows(out)[i]["held_out"]) for i in (0, -1))
-    assert first == pytest.approx(1.0, abs=0.15), "a fresh head guesses nothing of noise whose variance is one"
-    assert last < 0.9 * first
+    assert last < 0.9 < first, "who guesses nothing of noise whose variance is one has a loss of one and more"
     assert "<svg" in (out / "training.svg").read_text()
 
 
