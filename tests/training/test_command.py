@@ -87,7 +87,7 @@ def test_own_clips_of_any_format_are_learnt(
     code, error = run("transformer", *own_clips, "-o", out, "--stages", one_stage(tmp_path, 80))
     assert code == 0 and "latent scale" in error, error
     first, last = (float(rows(out)[i]["held_out"]) for i in (0, -1))
-    assert last < 0.9 < first, "who guesses nothing of noise whose variance is one has a loss of one and more"
+    assert last < 0.5 * first
     assert "<svg" in (out / "training.svg").read_text()
 
 
