@@ -171,7 +171,7 @@ def run(checkpoint: Path, plan: list[Stage], seed: int, words: PromptTokenizer, 
     with tempfile.TemporaryDirectory() as place:
         out, recipe = Path(place), Recipe(tuple(plan), seed=seed, save_every=10**6)
         model, alone = fresh(checkpoint, seed, recipe), Ranks(torch.device("cpu"))
-        trainer = Trainer(recipe, TrainingLoss(model), source, out, alone, Journal(out), lambda: None)
+        trainer = Trainer(recipe, TrainingLoss(model), source, out, alone, Journal(out), lambda place: None)
         trainer.run()
         with trainer._average.shown():
             minutes = trainer.mark.minutes

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from videomar.artifacts import (
     atomic_write,
     hash_files,
     read_manifest,
+    together,
     up_to_date,
     verify,
     write_directory,
@@ -475,6 +477,37 @@ def test_atomic_write_keeps_the_old_file_when_replacing_fails(tmp_path: Path, mo
     with pytest.raises(ArtifactError, match=r"file cannot be written \(Permission denied\)"):
         atomic_write(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("fails", [0, 1, 2, None])
+def test_files_that_belong_together_are_replaced_together_or_not_at_all(
+    fails: int | None, links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {"a": "old a", "c": "old c", "other": "stays"}
+    for name, text in before.items():
+        (tmp_path / name).write_text(text)
+    real, calls = os.replace, list[str]()
+
+    def replace(source: Path, target: Path) -> None:
+        if ".tmp" in str(source) and "kept" not in str(source):
+            calls.append(Path(target).name)
+            if len(calls) - 1 == fails:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(source, target)
+
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "replace", replace)
+    if not links:
+        monkeypatch.setattr(os, "link", link)
+    made = pytest.raises(ArtifactError) if fails is not None else nullcontext()
+    with made, together(tmp_path) as place:
+        for name in ("a", "b", "c"):
+            (place / name).write_text(f"new {name}")
+    after = before if fails is not None else {"a": "new a", "b": "new b", "c": "new c", "other": "stays"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == after
 
 
 def test_atomic_write_into_no_directory_is_one_line(tmp_path: Path) -> None:

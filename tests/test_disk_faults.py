@@ -26,9 +26,7 @@ import torch
 
 from videomar.capabilities import TABLE
 from videomar.cli import main
-from videomar.config import ModelConfig
 from videomar.graphs import HEAD_STEP, TRANSFORMER_STEP
-from videomar.model.videomar import VideoMAR
 
 ROOT = Path(__file__).parents[1]
 MOST = 12  # faults a command: all of its calls, or so many evenly over them
@@ -199,7 +197,7 @@ def once(real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, tiny_artifacts: Path, tiny_config: ModelConfig) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, tiny_artifacts: Path) -> None:
     """What takes long is done once, or is done already."""
     from videomar.calibration import calibrate, writing
     from videomar.demo import evaluate
@@ -207,7 +205,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, tiny_artifacts: Path, tiny_config: Mo
     from videomar.parity import environment
     from videomar.parity.comparing import compare
     from videomar.parity.tuning import grid
-    from videomar.training import transformer
+    from videomar.training import world
+    from videomar.training.loss import TrainingLoss
 
     class Made:
         wide: dict[str, int]
@@ -245,14 +244,13 @@ def quick(monkeypatch: pytest.MonkeyPatch, tiny_artifacts: Path, tiny_config: Mo
     monkeypatch.setattr(environment, "datetime", SimpleNamespace(now=lambda _: noon))
     settings = grid.settings
     monkeypatch.setattr(grid, "settings", lambda clip: dict(islice(settings(clip).items(), 2)))
-    monkeypatch.setattr(transformer, "DEMO", tiny_config)
-    monkeypatch.setattr(transformer, "POOL", 80)
-    monkeypatch.setattr(transformer, "Pool", once(transformer.Pool))
+    monkeypatch.setattr(world, "POOL", 4)
+    monkeypatch.setattr(world.WorldClips, "_draw", once(world.WorldClips._draw))
 
-    def loss(model: VideoMAR, *_: Any) -> torch.Tensor:
-        return sum((torch.randn_like(p) * p).mean() for p in model.parameters() if p.requires_grad)
+    def forward(self: TrainingLoss, *_: Any) -> torch.Tensor:
+        return sum((torch.randn_like(p) * p).mean() for p in self.parameters() if p.requires_grad)
 
-    monkeypatch.setattr(transformer, "training_loss", loss)
+    monkeypatch.setattr(TrainingLoss, "forward", forward)
 
 
 @pytest.fixture

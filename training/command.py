@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from videomar.artifacts import atomic_write
 from videomar.config import PRESETS
 from videomar.console import log
 from videomar.errors import InputError
@@ -16,7 +15,6 @@ from videomar.training.journal import Row
 from videomar.training.ranks import first, joined
 from videomar.training.recipe import Recipe, Stage, read_stages, scaled
 
-PICTURE = "training.svg"
 HALF = 0.5  # of the learning rate, where training goes on from a checkpoint
 MINUTES = 60.0
 # Options that a run keeps from its beginning.
@@ -34,15 +32,12 @@ def run(args: argparse.Namespace, picture: Callable[[list[Row]], str]) -> int:
         raise InputError(f"-o and --from are both {args.output}, expected another output: the start is kept whole")
     from videomar.training.transformer import resume_transformer, train_transformer
 
-    def draw(rows: list[Row]) -> None:
-        atomic_write(args.output / PICTURE, picture(rows))
-
     if args.resume:
         for name in FIXED:
             if getattr(args, name):
                 option = {"start": "from"}.get(name, name).replace("_", "-")
                 raise InputError(f"--resume goes on with what the run was begun with, got --{option}; leave it out")
-        resume_transformer(args.output, args.device, args.recompute, draw)
+        resume_transformer(args.output, args.device, args.recompute, picture)
     else:
         if first() and unfinished_run.exists(args.output):
             step = unfinished_run.load(args.output)[1].step
@@ -52,7 +47,7 @@ def run(args: argparse.Namespace, picture: Callable[[list[Row]], str]) -> int:
                     "begins anew"
                 )
             unfinished_run.forget(args.output)
-        train_transformer(args.output, recipe_of(args), args.device, args.recompute, draw)
+        train_transformer(args.output, recipe_of(args), args.device, args.recompute, picture)
     if first():
         print(args.output)
     return 0

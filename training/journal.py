@@ -8,9 +8,7 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from videomar.artifacts import atomic_write
-
-FILE = "training.csv"
+FILE, PICTURE = "training.csv", "training.svg"
 
 
 @dataclass(frozen=True)
@@ -30,24 +28,24 @@ class Row:
 
 
 class Journal:
-    """The rows so far; `draw` makes a picture of them wherever they are written."""
+    """The rows so far; `draw` makes a picture of them, as SVG."""
 
-    def __init__(self, out: Path, draw: Callable[[list[Row]], None] = lambda rows: None) -> None:
+    def __init__(self, out: Path, draw: Callable[[list[Row]], str] | None = None) -> None:
         self._file, self._draw, self.rows = out / FILE, draw, list[Row]()
 
     def add(self, row: Row) -> None:
         """One more row."""
         self.rows.append(row)
 
-    def write(self) -> None:
-        """All rows as a table, whole or not at all."""
+    def write(self, place: Path) -> None:
+        """All rows as a table and as a picture, into a folder."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(f.name for f in fields(Row))
         writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in astuple(row)] for row in self.rows)
-        atomic_write(self._file, text.getvalue())
-        if self.rows:
-            self._draw(self.rows)
+        (place / FILE).write_text(text.getvalue())
+        if self.rows and self._draw is not None:
+            (place / PICTURE).write_text(self._draw(self.rows))
 
     def resume(self, step: int) -> None:
         """Read what was written up to a step; what came after it is made again."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from videomar.artifacts import together
 from videomar.errors import InputError, UserError
 from videomar.progress import Progress
 from videomar.training import unfinished_run
@@ -49,9 +50,9 @@ class Trainer:
         out: Path,
         ranks: Ranks,
         journal: Journal,
-        save: Callable[[], None],
+        save: Callable[[Path], None],
     ) -> None:
-        """save: writes the model as it is into the checkpoint in `out`."""
+        """save: writes the files of the model as it is into a folder."""
         self.recipe, self.loss, self._source, self._out, self._ranks = recipe, loss, source, out, ranks
         self._journal, self._save_model = journal, save
         self._parameters = [p for p in loss.parameters() if p.requires_grad]
@@ -183,9 +184,9 @@ class Trainer:
         sources = [] if over else self._ranks.gathered(self._source.state())
         if self._ranks.first:
             # The checkpoint first: to go on, it is read below what the place holds, whose step may be an earlier one.
-            with self._average.shown():
-                self._save_model()
-            self._journal.write()
+            with together(self._out) as place, self._average.shown():
+                self._save_model(place)
+                self._journal.write(place)
             if over:
                 unfinished_run.forget(self._out)
             else:

@@ -33,11 +33,11 @@ from videomar.training.recipe import Recipe, check_stages, sampling_of
 from videomar.training.source import Source
 from videomar.training.world import WorldClips
 
-Draw = Callable[[list[Row]], None]
+Draw = Callable[[list[Row]], str]
 
 
 def train_transformer(
-    out: Path, recipe: Recipe, device: str = "cpu", recompute: bool = False, draw: Draw = lambda rows: None
+    out: Path, recipe: Recipe, device: str = "cpu", recompute: bool = False, draw: Draw | None = None
 ) -> None:
     """Train by `recipe` and write the whole checkpoint into `out`, averaged weights.
 
@@ -52,7 +52,7 @@ def train_transformer(
         _trainer(out, recipe, ranks, recompute, draw).run()
 
 
-def resume_transformer(out: Path, device: str = "cpu", recompute: bool = False, draw: Draw = lambda rows: None) -> None:
+def resume_transformer(out: Path, device: str = "cpu", recompute: bool = False, draw: Draw | None = None) -> None:
     """Go on with the run that `out` holds: with as many processes and threads to the bytes that it would have given."""
     recipe, mark, place = unfinished_run.load(out)
     with joined(device) as ranks:
@@ -68,7 +68,7 @@ def resume_transformer(out: Path, device: str = "cpu", recompute: bool = False, 
         trainer.run()
 
 
-def _trainer(out: Path, recipe: Recipe, ranks: Ranks, recompute: bool, draw: Draw, anew: bool = True) -> Trainer:
+def _trainer(out: Path, recipe: Recipe, ranks: Ranks, recompute: bool, draw: Draw | None, anew: bool = True) -> Trainer:
     torch.manual_seed(recipe.seed)
     model = _model(out, recipe, ranks, anew)
     source = _source(out, model, recipe, ranks, anew)
@@ -86,10 +86,10 @@ def _trainer(out: Path, recipe: Recipe, ranks: Ranks, recompute: bool, draw: Dra
             if part not in trained:
                 save_part(getattr(model, part), out / f"{part}.safetensors")
 
-    def save() -> None:
+    def save(place: Path) -> None:
         for part in trained:
-            save_part(lora.merged(getattr(model, part)), out / f"{part}.safetensors")
-        atomic_write(out / "config.json", model.config.to_json())
+            save_part(lora.merged(getattr(model, part)), place / f"{part}.safetensors")
+        (place / "config.json").write_text(model.config.to_json())
 
     return Trainer(recipe, TrainingLoss(model), source, out, ranks, Journal(out, draw), save)
 

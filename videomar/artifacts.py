@@ -154,6 +154,41 @@ def write_directory(target: Path, force: bool = False) -> Iterator[Path]:
             _replace_directory(temporary, target)
 
 
+@contextmanager
+def together(target: Path) -> Iterator[Path]:
+    """Yield a hidden directory to fill; on clean exit its files replace those of the same names in `target`.
+
+    All or none: when one cannot be moved, those before it go back. Raises ArtifactError if the disk refuses.
+    """
+    target = target.resolve()
+    with _writing(target), folder(target / "files") as temporary:
+        yield temporary
+        files = sorted(path for path in temporary.iterdir() if path.is_file())
+        for path in files:
+            with opened(path) as file:
+                os.fsync(file)
+        kept = temporary / "kept"
+        kept.mkdir()
+        moved = list[str]()
+        try:
+            for path in files:
+                old = target / path.name
+                if old.exists():
+                    try:
+                        os.link(old, kept / path.name)
+                    except OSError:  # a file system without links: the file is gone for a moment
+                        os.replace(old, kept / path.name)
+                os.replace(path, old)
+                moved.append(path.name)
+        except OSError:
+            for path in files:
+                if (kept / path.name).exists():
+                    os.replace(kept / path.name, target / path.name)
+                elif path.name in moved:
+                    (target / path.name).unlink()
+            raise
+
+
 def _mend(directory: Path, manifest: Manifest | None = None) -> str:
     command = "export CHECKPOINT"
     if manifest and manifest.kind == "engine":

@@ -63,8 +63,8 @@ def trainer(model: VideoMAR, out: Path, recipe: Recipe, bad_at: int | None = Non
     loss = TrainingLoss(own)
     out.mkdir(exist_ok=True)
 
-    def save() -> None:
-        torch.save(own.state_dict(), out / "model.pt")
+    def save(place: Path) -> None:
+        torch.save(own.state_dict(), place / "model.pt")
 
     return Trainer(recipe, loss, Random(own, bad_at), out, Ranks(torch.device("cpu")), Journal(out), save)
 
