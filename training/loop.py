@@ -30,7 +30,7 @@ from videomar.training.unfinished_run import Mark
 
 DECIDED_FIRST = 2  # how much more often the first generated frame is trained than each later one: the draw falls there
 SMOOTH = 0.99  # of the loss that is shown
-REPORT = 100  # steps between two rows of the journal
+REPORT, REPORTS = 100, 20  # steps between two rows of the journal at most, and rows of a stage at least
 WARM_UP = {False: 300, True: 100}  # steps, from nothing and from a checkpoint
 WARM_UP_SHARE = 0.05
 
@@ -100,8 +100,9 @@ class Trainer:
                 stage_minutes=minutes,
                 minutes=whole + minutes,
             )
-            if self.mark.stage_step % REPORT == 0:
-                self._report(index, stage, done)
+            now = stage.done(self.mark.stage_step, minutes)
+            if self.mark.stage_step % REPORT == 0 or int(now * REPORTS) > int(done * REPORTS):
+                self._report(index, stage, now)
             progress.at(self._doing(index, stage), before + weight * done, 1.0)
             if self._ranks.agreed(time.monotonic() - self._saved) > 60 * self.recipe.save_every:
                 self._keep()

@@ -119,11 +119,12 @@ class Drawing:
 # ---- SVG
 
 
-def to_svg(drawing: Drawing) -> str:
-    """One <svg> element that needs nothing from outside and shrinks with the page."""
+def to_svg(drawing: Drawing, alone: bool = False) -> str:
+    """One <svg> element that needs nothing from outside and shrinks with the page; alone: a file of its own."""
     body = "".join(_svg(shape) for shape in drawing.shapes)
+    own = ' xmlns="http://www.w3.org/2000/svg" font-family="sans-serif" style="background: white"' if alone else ""
     return (
-        f'<svg viewBox="0 0 {_n(drawing.width)} {_n(drawing.height)}" width="{_n(drawing.width)}" '
+        f'<svg{own} viewBox="0 0 {_n(drawing.width)} {_n(drawing.height)}" width="{_n(drawing.width)}" '
         f'height="{_n(drawing.height)}" role="img" aria-label="{escape(drawing.label)}">{body}</svg>'
     )
 

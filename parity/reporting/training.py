@@ -8,6 +8,8 @@ from typing import Protocol
 from videomar.parity.reporting.charts import Curve, lines
 from videomar.parity.reporting.drawing import MUTED, to_svg
 
+WIDE = 20  # a range of losses that only decades show
+
 
 class Row(Protocol):
     """What is read of a row of the journal."""
@@ -26,4 +28,6 @@ def picture(rows: Sequence[Row]) -> str:
         Curve("training", tuple(row.loss for row in rows), MUTED),
         Curve("held out", tuple(row.held_out for row in rows)),
     ]
-    return to_svg(lines("Training", curves, "reports", "loss", starts | ends, log=False))
+    losses = [value for row in rows for value in (row.loss, row.held_out)]
+    wide = min(losses) > 0 and max(losses) > WIDE * min(losses)
+    return to_svg(lines("Training", curves, "reports", "loss", starts | ends, log=wide), alone=True)

@@ -69,7 +69,10 @@ def trainer(model: VideoMAR, out: Path, recipe: Recipe, bad_at: int | None = Non
     return Trainer(recipe, loss, Random(own, bad_at), out, Ranks(torch.device("cpu")), Journal(out), save)
 
 
-def test_every_stage_is_entered_once_and_takes_its_steps(tiny_model: VideoMAR, tmp_path: Path) -> None:
+def test_every_stage_is_entered_once_and_takes_its_steps(
+    tiny_model: VideoMAR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop_module, "REPORTS", 1)
     run = trainer(tiny_model, tmp_path, Recipe((SHORT, LONG)))
     run.run()
     assert run._source.entered == [SHORT, LONG]  # type: ignore[attr-defined]
@@ -88,7 +91,7 @@ def test_every_stage_is_entered_once_and_takes_its_steps(tiny_model: VideoMAR, t
 def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(
     after: int, tiny_model: VideoMAR, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop_module, "REPORT", 2)
+    monkeypatch.setattr(loop_module, "REPORTS", 2)
     recipe = Recipe((SHORT, LONG), seed=3, save_every=0)
     whole = trainer(tiny_model, tmp_path / "whole", recipe)
     whole.run()
@@ -116,7 +119,7 @@ def test_a_run_that_stops_anywhere_goes_on_to_the_same_bytes(
     assert any(not torch.equal(a[name], value) for name, value in tiny_model.state_dict().items())
     rows = [(tmp_path / name / "training.csv").read_text().splitlines() for name in ("whole", "broken")]
     without_clock = [[",".join(c for i, c in enumerate(row.split(",")) if i != 5) for row in each] for each in rows]
-    assert without_clock[0] == without_clock[1] and len(rows[0]) == 6
+    assert without_clock[0] == without_clock[1] and len(rows[0]) == 1 + 1 + 2 + 2
 
 
 def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_good_place(

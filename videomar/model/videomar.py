@@ -64,6 +64,7 @@ def save_part(part: nn.Module, file: Path) -> None:
     """Write the weights of one part, whole or not at all."""
     with folder(file) as temporary:
         save_file(part.state_dict(), temporary / file.name)
+        (temporary / file.name).chmod(temporary.stat().st_mode & 0o666)  # safetensors lets nobody else read
         os.replace(temporary / file.name, file)
 
 
