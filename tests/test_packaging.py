@@ -66,7 +66,9 @@ def test_every_top_level_folder_is_mapped_below_videomar_and_its_bare_name_banne
 def test_the_runtimes_dependencies_hold_nothing_of_the_export(pyproject: dict[str, Any]) -> None:
     needed = {requirement(line) for line in pyproject["project"]["dependencies"]}
     assert {"numpy", "onnxruntime", "av"} <= needed and not needed & HEAVY
-    assert HEAVY == {requirement(line) for line in pyproject["project"]["optional-dependencies"]["export"]}
+    export = pyproject["project"]["optional-dependencies"]["export"]
+    # What only fills a gap of an older Python is small.
+    assert HEAVY == {requirement(line) for line in export if "python_version" not in line}
 
 
 def test_the_wheel_holds_one_top_level_name(wheel: zipfile.ZipFile) -> None:
