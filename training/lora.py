@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -44,12 +42,11 @@ def apply(model: VideoMAR, rank: int) -> None:
         parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank))
 
 
-def merged(part: nn.Module) -> nn.Module:
-    """The part with its updates added to its weights; itself where there are none."""
-    if not any(parametrize.is_parametrized(module) for module in part.modules()):
-        return part
-    whole = copy.deepcopy(part)
-    for module in whole.modules():
-        if parametrize.is_parametrized(module):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    return whole
+def merged(part: nn.Module) -> dict[str, Tensor]:
+    """The part's tensors by name, with its updates added to its weights."""
+    found = {name: value for name, value in part.state_dict().items() if ".parametrizations." not in name}
+    for name, module in part.named_modules():
+        if parametrize.is_parametrized(module, "weight"):
+            assert isinstance(module.weight, Tensor)
+            found[f"{name}.weight"] = module.weight.detach()
+    return found

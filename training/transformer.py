@@ -21,7 +21,7 @@ from videomar.console import log
 from videomar.demo.words import write_tokenizer
 from videomar.errors import InputError
 from videomar.model.tokenizer import VideoTokenizer
-from videomar.model.videomar import PARTS, VideoMAR, load_checkpoint, save_part
+from videomar.model.videomar import PARTS, PartsOfCheckpoint, VideoMAR, load_checkpoint, save_part, save_tensors
 from videomar.runtime.prompt import PromptTokenizer
 from videomar.training import lora, unfinished_run
 from videomar.training.clips import FolderClips, captions_of
@@ -88,7 +88,7 @@ def _trainer(out: Path, recipe: Recipe, ranks: Ranks, recompute: bool, draw: Dra
 
     def save(place: Path) -> None:
         for part in trained:
-            save_part(lora.merged(getattr(model, part)), place / f"{part}.safetensors")
+            save_tensors(lora.merged(getattr(model, part)), place / f"{part}.safetensors")
         (place / "config.json").write_text(model.config.to_json())
 
     return Trainer(recipe, TrainingLoss(model), source, out, ranks, Journal(out, draw), save)
@@ -97,8 +97,11 @@ def _trainer(out: Path, recipe: Recipe, ranks: Ranks, recompute: bool, draw: Dra
 def _model(out: Path, recipe: Recipe, ranks: Ranks, anew: bool) -> VideoMAR:
     """The model before its first step, and its words in `out`; to go on, as the last checkpoint has it."""
     words = out / "tokenizer.json"
-    if not anew:  # what the run trains comes from its own place; under low-rank updates lies the start
-        return load_checkpoint(Path(recipe.start) if recipe.lora and recipe.start else out).train()
+    if not anew:  # what the run trains comes from its own place
+        model = load_checkpoint(out).train()
+        if recipe.lora and recipe.start:  # what the updates are added to
+            model.transformer = PartsOfCheckpoint(Path(recipe.start)).transformer.train()
+        return model
     if recipe.start is not None:
         start = Path(recipe.start)
         model = load_checkpoint(start).train().requires_grad_(True)

@@ -146,6 +146,31 @@ def test_low_rank_updates_come_out_merged(
     assert all(int(torch.linalg.matrix_rank(now[n] - was[n], rtol=1e-2)) <= 2 for n in changed)
 
 
+def test_low_rank_updates_are_gone_on_with(
+    run: Callable[..., tuple[int, str]],
+    tiny_checkpoint: Path,
+    own_clips: list[str],
+    stages: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, broken, step = tmp_path / "whole", tmp_path / "broken", Trainer._step
+    words = ("--from", tiny_checkpoint, *own_clips, "--stages", stages, "--lora", 2, "--cache", tmp_path / "cache")
+    assert run("transformer", "-o", whole, *words)[0] == 0
+
+    def stops(self: Trainer, *given: object) -> float:
+        if self.mark.step == 8:
+            raise KeyboardInterrupt
+        return step(self, *given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", stops)
+        assert run("transformer", "-o", broken, *words, "--save-every", 0)[0] == 130
+    assert run("transformer", "-o", broken, "--resume")[0] == 0
+    for name in ("config.json", *(f"{part}.safetensors" for part in PARTS)):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
+
+
 def test_an_unfinished_run_is_not_lost_by_a_second_start(
     run: Callable[..., tuple[int, str]],
     tiny_checkpoint: Path,

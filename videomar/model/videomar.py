@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
 from videomar.artifacts import atomic_write
@@ -62,8 +62,13 @@ def save_checkpoint(model: VideoMAR, directory: Path) -> None:
 
 def save_part(part: nn.Module, file: Path) -> None:
     """Write the weights of one part, whole or not at all."""
+    save_tensors(part.state_dict(), file)
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Write tensors by name, whole or not at all."""
     with folder(file) as temporary:
-        save_file(part.state_dict(), temporary / file.name)
+        save_file(tensors, temporary / file.name)
         (temporary / file.name).chmod(temporary.stat().st_mode & 0o666)  # safetensors lets nobody else read
         os.replace(temporary / file.name, file)
 
