@@ -247,6 +247,14 @@ def train(args: argparse.Namespace) -> int:
 
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.part == "head":
+        from videomar.training.head_command import run as teach
+
+        return teach(args)
+    if args.head_steps is not None or args.absorb_guidance:
+        raise InputError(
+            f"--head-steps and --absorb-guidance are for `train head`, got one with {args.part}; leave it out"
+        )
     from videomar.parity.reporting.training import picture
     from videomar.training.command import run
 

@@ -22,7 +22,8 @@ from videomar.export.importing.reading import Tensors, check_fit
 from videomar.export.importing.system_prompt import check_given, note_on
 from videomar.export.importing.transformer import HEAD, infer, read_videomar
 from videomar.export.importing.words import padding_side, read_words
-from videomar.export.importing.writing import check_free, write_checkpoint
+from videomar.export.importing.writing import write_checkpoint
+from videomar.model.new_checkpoint import check_free
 from videomar.model.videomar import PARTS, VideoMAR
 
 # What transformers' AutoModel does with a Qwen2-VL repository, in most versions (docs/import.md).

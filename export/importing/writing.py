@@ -1,4 +1,4 @@
-"""A new checkpoint directory, whole or not at all, and the weights in it: float32, one tensor in memory at a time.
+"""What a new checkpoint directory holds; its weights in float32, one tensor in memory at a time.
 
 Knows nothing of what the tensors mean.
 """
@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from videomar.config import ModelConfig
-from videomar.errors import ArtifactError
 from videomar.export.importing.reading import Tensors
+from videomar.model.new_checkpoint import new_directory
 from videomar.model.videomar import PARTS
-from videomar.unfinished import another, folder, opened
 
-FILES = {"config.json", "tokenizer.json", *(f"{part}.safetensors" for part in PARTS)}
 SYNC = 256 << 20  # bytes until the disk has to have them: so the rate of what is written is the disk's from the start
 
 
@@ -63,44 +59,3 @@ def save_float32(tensors: Tensors, file: Path) -> Iterator[int]:
                 os.fsync(out.fileno())
                 unsynced = 0
             yield size
-
-
-def check_free(out: Path, force: bool) -> None:
-    """Raise ArtifactError where `out` is something that is not to be replaced."""
-    if out.exists() and not out.is_dir():
-        raise ArtifactError(f"{out} is a file, expected a directory to write; give another one with -o")
-    held = {path.name for path in out.iterdir()} if out.exists() else set()
-    if held and not force:
-        raise ArtifactError(f"{out} is not empty, expected none or an empty one; give another with -o, or --force")
-    if held - FILES:
-        raise ArtifactError(
-            f"{out} holds {min(held - FILES)}, which is no file of a checkpoint, so it is not replaced; "
-            "give another directory with -o"
-        )
-
-
-@contextmanager
-def new_directory(out: Path, force: bool) -> Iterator[Path]:
-    """Yield a hidden directory beside `out` to fill; it becomes `out` on clean exit, or goes."""
-    out = out.resolve()
-    aside = another(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with folder(out) as temporary:
-            yield temporary
-            for path in temporary.iterdir():
-                with opened(path) as file:
-                    os.fsync(file)
-            check_free(out, force)
-            if out.exists():
-                os.rename(out, aside)
-            os.rename(temporary, out)
-    except OSError as error:
-        raise ArtifactError(
-            f"{out} cannot be written ({error.strerror or error}), expected a place with room for all of it; give "
-            "another with -o"
-        ) from error
-    finally:
-        if aside.exists() and not out.exists():  # the second rename failed
-            os.rename(aside, out)
-        shutil.rmtree(aside, ignore_errors=True)
