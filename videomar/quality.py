@@ -8,13 +8,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 
-from videomar.config import SamplingConfig, SamplingOptions
+from videomar.config import DDIM, SamplingConfig, SamplingOptions
 from videomar.errors import InputError
 
 EXACT = "exact"
 LEVELS = (EXACT, "high", "fast", "draft")
-# Diffusion steps that no level goes below: with 2 or 3 of them at a frame's end the demo's tokens leave the data (five
-# times as far from the exact schedule's as another seed's are), with 6 they do not.
+# Diffusion steps that no level goes below: with the deterministic solver 6 leave 92 % of the demo's clips whole and 5
+# leave 87 %, where the exact schedule leaves 97 %.
 FEWEST_HEAD_STEPS = 6
 
 
@@ -23,26 +23,24 @@ def _exact(own: SamplingConfig) -> SamplingOptions:
 
 
 def _high(own: SamplingConfig) -> SamplingOptions:
-    """Every second pass computes a part, and diffusion steps go down to a quarter."""
-    return {"refresh_every": 2, "head_steps_end": _head_steps(own, 1 / 4)}
+    """A third of the diffusion steps, and three passes of four compute a part."""
+    return {**_few_head_steps(own, 1 / 3), "refresh_every": 4}
 
 
 def _fast(own: SamplingConfig) -> SamplingOptions:
-    """Three passes of four compute a part, and a third of the mask steps is left out."""
-    return {
-        "mask_steps": _share(own.mask_steps, 2 / 3),
-        "head_steps_end": _head_steps(own, 1 / 4),
-        "refresh_every": 4,
-    }
+    """A third of the mask steps is left out, too."""
+    return {**_high(own), "mask_steps": _share(own.mask_steps, 2 / 3)}
 
 
 def _draft(own: SamplingConfig) -> SamplingOptions:
-    """A third of the mask steps, half of the diffusion steps and less; few whole passes."""
+    """A third of the mask steps, few whole passes, and guidance in a frame's second half alone."""
+    mask_steps = _share(own.mask_steps, 1 / 3)
     return {
-        "mask_steps": _share(own.mask_steps, 1 / 3),
-        "head_steps": _head_steps(own, 1 / 2),
-        "head_steps_end": _head_steps(own, 1 / 4),
+        **_few_head_steps(own, 1 / 4),
         "refresh_every": 8,
+        "mask_steps": mask_steps,
+        "guidance_start": 0.5 if mask_steps > 1 else 0.0,
+        "guidance_end": 1.0,
     }
 
 
@@ -64,5 +62,6 @@ def _share(count: int, of: float) -> int:
     return max(1, round(count * of))
 
 
-def _head_steps(own: SamplingConfig, of: float) -> int:
-    return max(min(FEWEST_HEAD_STEPS, own.head_steps), _share(own.head_steps, of))
+def _few_head_steps(own: SamplingConfig, of: float) -> SamplingOptions:
+    steps = max(min(FEWEST_HEAD_STEPS, own.head_steps), _share(own.head_steps, of))
+    return {"head_solver": DDIM, "head_steps": steps, "head_steps_end": None}
