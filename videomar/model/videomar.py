@@ -149,12 +149,13 @@ class PartsOfCheckpoint:
         module = self._empty(part)
         with self._open(part) as file:
             _check_names(module, file, self._file(part))
-            for name in file.keys():
-                tensor = file.get_tensor(name)
-                if tensor.is_floating_point():
-                    tensor = tensor.to(self._dtype)
-                module.load_state_dict({name: tensor}, strict=False, assign=True)
+            tensors = {name: self._tensor(file, name) for name in file.keys()}
+        module.load_state_dict(tensors, strict=False, assign=True)  # once: each call walks through all modules
         return module.eval().requires_grad_(False)
+
+    def _tensor(self, file: Any, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = file.get_tensor(name)
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
 
 
 def _check_names(module: nn.Module, tensors: Any, file: Path) -> None:
