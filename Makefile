@@ -26,8 +26,9 @@ demo: $(VENV)/.installed
 	$(BIN)/videomar generate $(OUT)/demo-fp32 --image examples/ball.png --prompt "$$(cat examples/ball.txt)" -o $(OUT)/ball.mp4
 	@echo "the clip is $(OUT)/ball.mp4"
 
+# Neighbouring tests share what is made for them: each process takes a run of them, and steals when it has none left.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 # Ray Serve, really run. No part of `make test`: its packages take longer to install, and its start takes minutes where
 # other things run beside it.

@@ -1,8 +1,8 @@
 """A whole VideoMAR small enough to export and run in tests: config, checkpoint, artifacts, one file a graph.
 
 Tracing is what costs (seconds a graph, whatever its widths), so nothing is traced twice in a session, whichever of
-its processes asks first, and a graph that several artifact directories share is traced once. PyTorch is imported only
-when a fixture needs it.
+its processes asks first, and a graph that several artifact directories share is traced once. A process that would
+wait for another's directory traces some of its graphs instead. PyTorch is imported only when a fixture needs it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,6 +24,9 @@ from videomar.config import HeadConfig, ModelConfig, SamplingConfig, TextConfig,
 from videomar.graphs import GRAPHS, TRANSFORMER_STEP, contract
 
 if TYPE_CHECKING:
+    import onnx
+
+    from videomar.export.build import GraphBuilder
     from videomar.model.videomar import VideoMAR
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and the processes share the cores
@@ -33,6 +37,12 @@ class GraphFile(Protocol):
     def __call__(
         self, name: str, precision: str = "fp32", emitter: str = "portable", cache_tokens: int | None = None
     ) -> Path: ...
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def ours(home: Path) -> dict[Path, int]:
@@ -104,12 +114,16 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def making(place: Path) -> Iterator[bool]:
-    """Whether `place` is still to be made; other processes that ask wait until it is."""
+def making(place: Path, wait: bool = True) -> Iterator[bool]:
+    """Whether `place` is still to be made; other processes that ask wait until it is, or are told that it is not."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with open(place.parent / f".{place.name}.lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield not place.exists()
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield not place.exists()
 
 
 @pytest.fixture(scope="session")
@@ -145,79 +159,124 @@ def tiny_prefix(tiny_config: ModelConfig) -> int:
     return len(tiny_config.text.system_prompt.split())
 
 
+class Tracer:
+    """Graphs of the tiny model, each traced by the process that comes first."""
+
+    def __init__(self, folder: Path, model: VideoMAR, prefix: int) -> None:
+        self.folder, self.model, self.prefix = folder, model, prefix
+        self.builder = functools.cache(self._builder)
+
+    def _builder(self, precision: str, emitter: str, cache_tokens: int | None) -> GraphBuilder:
+        from videomar.export.build import GraphBuilder
+        from videomar.export.emitters import EMITTERS
+        from videomar.export.export import DTYPES
+
+        specs = contract(self.model.config, precision, EMITTERS[emitter].in_place, cache_tokens)
+        return GraphBuilder(self.model, specs, EMITTERS[emitter], DTYPES[precision], self.prefix)
+
+    def file(
+        self,
+        name: str,
+        precision: str,
+        emitter: str,
+        cache_tokens: int | None,
+        build: Callable[[str], onnx.ModelProto] | None = None,
+        wait: bool = True,
+    ) -> Path:
+        """Where the graph is, if `wait`; else where it will be, made by now unless another process is at it."""
+        import torch
+
+        from videomar.export.onnx_files import save
+
+        if name != TRANSFORMER_STEP:  # only its graph differs between emitters
+            emitter, cache_tokens = "portable", None
+        path = self.folder / f"{precision}-{emitter}-{cache_tokens}-{name}.onnx"
+        with making(path, wait) as needed:
+            if needed:
+                with torch.inference_mode():
+                    save((build or self.builder(precision, emitter, cache_tokens).build)(name), path)
+        return path
+
+    def help(self, precision: str, emitter: str, cache_tokens: int | None) -> None:
+        """Trace what no other process has or is at, from the end: one that exports comes from the beginning."""
+        for name in reversed(GRAPHS):
+            self.file(name, precision, emitter, cache_tokens, wait=False)
+
+
 @pytest.fixture(scope="session")
-def tiny_artifacts(shared: Path, tiny_checkpoint: Path) -> Path:
+def tracer(shared: Path, tiny_model: VideoMAR, tiny_prefix: int) -> Tracer:
+    return Tracer(shared / "graphs", tiny_model, tiny_prefix)
+
+
+@pytest.fixture(scope="session")
+def tiny_artifacts(shared: Path, tiny_checkpoint: Path, tracer: Tracer) -> Path:
     """All that `videomar export` writes: FP32, portable."""
-    from videomar.export.export import export_checkpoint
+    import onnx
+
+    from videomar.export import export
+    from videomar.export.build import GraphBuilder
+
+    class Builder(GraphBuilder):
+        """The exporter's own, which takes what another process has traced meanwhile."""
+
+        def build(self, name: str) -> onnx.ModelProto:
+            return onnx.load(tracer.file(name, "fp32", "portable", None, super().build))
 
     out = shared / "portable"
-    with making(out) as needed:
-        if needed:
-            export_checkpoint(tiny_checkpoint, out)
+    for wait in (False, True):
+        with making(out, wait) as needed:
+            if needed:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(export, "GraphBuilder", Builder)
+                    export.export_checkpoint(tiny_checkpoint, out)
+        if not out.exists():
+            tracer.help("fp32", "portable", None)
     return out
 
 
 @pytest.fixture(scope="session")
-def tiny_graph(shared: Path, tiny_artifacts: Path, tiny_model: VideoMAR, tiny_prefix: int) -> GraphFile:
+def tiny_graph(tiny_artifacts: Path, tracer: Tracer) -> GraphFile:
     """(graph, precision, emitter, cache tokens) -> its file; only the transformer's differs between emitters."""
-    import torch
-
-    from videomar.export.build import GraphBuilder
-    from videomar.export.emitters import EMITTERS
-    from videomar.export.export import DTYPES
-    from videomar.export.onnx_files import save
-
-    @functools.cache
-    def builder(precision: str, emitter: str, cache_tokens: int | None) -> GraphBuilder:
-        specs = contract(tiny_model.config, precision, EMITTERS[emitter].in_place, cache_tokens)
-        return GraphBuilder(tiny_model, specs, EMITTERS[emitter], DTYPES[precision], tiny_prefix)
 
     def file(name: str, precision: str = "fp32", emitter: str = "portable", cache_tokens: int | None = None) -> Path:
-        if name != TRANSFORMER_STEP:
-            emitter, cache_tokens = "portable", None
-        if (precision, emitter) == ("fp32", "portable"):
+        if precision == "fp32" and (emitter == "portable" or name != TRANSFORMER_STEP):
             return tiny_artifacts / f"{name}.onnx"
-        path = shared / "graphs" / f"{precision}-{emitter}-{cache_tokens}-{name}.onnx"
-        with making(path) as needed:
-            if needed:
-                with torch.inference_mode():
-                    save(builder(precision, emitter, cache_tokens).build(name), path)
-        return path
+        return tracer.file(name, precision, emitter, cache_tokens)
 
     return file
 
 
 @pytest.fixture(scope="session")
-def tiny_native(shared: Path, tiny_artifacts: Path, tiny_graph: GraphFile) -> Path:
+def tiny_native(shared: Path, tiny_artifacts: Path, tracer: Tracer) -> Path:
     """Artifacts of the native emitter, FP32: K/V written in place into a cache that grows with the clip."""
-    return _variant(shared / "native", tiny_artifacts, tiny_graph, "fp32", "native", None)
+    return _variant(shared / "native", tiny_artifacts, tracer, "fp32", "native", None)
 
 
 @pytest.fixture(scope="session")
-def tiny_fixed(shared: Path, tiny_artifacts: Path, tiny_graph: GraphFile) -> Path:
+def tiny_fixed(shared: Path, tiny_artifacts: Path, tracer: Tracer) -> Path:
     """Artifacts of the native emitter, FP32, with a cache of CACHE_TOKENS tokens."""
-    return _variant(shared / "fixed", tiny_artifacts, tiny_graph, "fp32", "native", CACHE_TOKENS)
+    return _variant(shared / "fixed", tiny_artifacts, tracer, "fp32", "native", CACHE_TOKENS)
 
 
 @pytest.fixture(scope="session")
-def tiny_half(shared: Path, tiny_artifacts: Path, tiny_graph: GraphFile) -> Path:
+def tiny_half(shared: Path, tiny_artifacts: Path, tracer: Tracer) -> Path:
     """Artifacts of the portable emitter, FP16."""
-    return _variant(shared / "half", tiny_artifacts, tiny_graph, "fp16", "portable", None)
+    return _variant(shared / "half", tiny_artifacts, tracer, "fp16", "portable", None)
 
 
-def _variant(
-    out: Path, portable: Path, graph: GraphFile, precision: str, emitter: str, cache_tokens: int | None
-) -> Path:
+def _variant(out: Path, portable: Path, tracer: Tracer, precision: str, emitter: str, cache_tokens: int | None) -> Path:
     """The directory that export would write, from graphs already traced."""
     from videomar.export.emitters import EMITTERS
 
     changes: dict[str, Any] = {"precision": precision, "emitter": emitter, "opset": EMITTERS[emitter].opset}
     changes |= {"extra": {"cache_tokens": cache_tokens}, "checks": {}}
+    if not out.exists():
+        tracer.help(precision, emitter, cache_tokens)
     with making(out) as needed:
         if needed:
             with write_directory(out) as directory:
                 os.link(portable / "tokenizer.json", directory / "tokenizer.json")
                 for name in GRAPHS:
-                    os.link(graph(name, precision, emitter, cache_tokens), directory / f"{name}.onnx")
+                    os.link(tracer.file(name, precision, emitter, cache_tokens), directory / f"{name}.onnx")
                 write_manifest(directory, dataclasses.replace(read_manifest(portable), **changes))
     return out
