@@ -6,7 +6,7 @@ Knows nothing of models beyond their config, or of what is measured.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -16,6 +16,7 @@ from videomar.config import ModelConfig
 from videomar.demo.world import MOTIONS, Scene, render, sample_scene, vocabulary
 from videomar.errors import InputError
 from videomar.runtime.media import load_picture
+from videomar.runtime.pipeline import NO_FRAMES
 from videomar.schedule import Noise, SeededNoise
 
 HELD_OUT = 10**9  # training draws from small seeds
@@ -27,7 +28,7 @@ class Case:
     """One clip to generate."""
 
     name: str
-    given: np.ndarray  # [height, width, 3] or [frames, height, width, 3] uint8
+    given: np.ndarray  # [height, width, 3] or [frames, height, width, 3] uint8; no frames: of the sentence alone
     prompt: str
     noise: Noise
     scene: Scene | None = None  # of the demo world, where the true future is known
@@ -42,12 +43,18 @@ def make_cases(
     frames: int,
     height: int,
     width: int,
+    from_text: bool = False,
 ) -> list[Case]:
     """The user's pictures with their prompts; else `count` demo scenes or synthetic pictures under the prompts.
 
-    Case i draws its noise from seed + i. Raises InputError when pictures and prompts do not pair up, or when there is
-    nothing to say to a model that is not of the demo world.
+    from_text: no pictures, the sentences alone. Case i draws its noise from seed + i. Raises InputError when pictures
+    and prompts do not pair up, or when there is nothing to say to a model that is not of the demo world.
     """
+    if from_text:
+        if images:
+            raise InputError("--from-text is for clips without a picture, got --image; leave one of them away")
+        cases = make_cases(config, [], prompts, count, seed, frames, height, width)
+        return [replace(case, name=f"sentence {i}", given=NO_FRAMES, scene=None) for i, case in enumerate(cases)]
     if images:
         if len(prompts) not in (1, len(images)):
             raise InputError(

@@ -36,7 +36,7 @@ class ClipRun:
         timing: Timing,
         others: Sequence[ClipSteps] = (),
     ) -> None:
-        """pixels: [1, 3, frames, height, width] float32, those given; text: ids [1, P] int64, or the text states.
+        """pixels: [1, 3, frames, height, width] float32, maybe none; text: ids [1, P] int64, or the text states.
 
         others: what `change` may ask for.
         """
@@ -105,11 +105,18 @@ class ClipRun:
         backend, timing = self._backend, self.timing
         with timing.stage("text"):
             states = self._text if self._text.ndim == 3 else backend.encode_text(self._text)
-        with timing.stage("encoder"):
-            latents = backend.encode(self._pixels)[0]
+        latents = np.zeros((self.clip.config.transformer.token_channels, 0, 0, 0), np.float32)
+        if self.given:
+            with timing.stage("encoder"):
+                latents = backend.encode(self._pixels)[0]
         sampler = Sampler(backend, self.clip, states, latents, self._noise, timing, self._others)
         self._stack.callback(sampler.close)
         return sampler
+
+    def try_decoder(self) -> None:
+        """Decode a latent frame of zeros, for its time in `timing`; the clip is good for nothing else then."""
+        shape, channels = self.clip.shape, self.clip.config.transformer.token_channels
+        self._decode(np.zeros((channels, shape.rows, shape.columns), np.float32))
 
     def _decode(self, latent: np.ndarray) -> np.ndarray:
         with self.timing.stage("decoder"):

@@ -50,7 +50,12 @@ class Costs:
 
 
 def start(
-    pipe: Pipeline, image: Picture, prompt: Prompt, seconds: float, levels: Mapping[str, SamplingConfig], seed: int = 0
+    pipe: Pipeline,
+    image: Picture | None,
+    prompt: Prompt,
+    seconds: float,
+    levels: Mapping[str, SamplingConfig],
+    seed: int = 0,
 ) -> tuple[ClipRun, Deadline]:
     """A clip that is to be finished `seconds` from now, and the deadline that is told its steps (`Deadline.done`).
 
@@ -79,6 +84,8 @@ def measure(runs: Sequence[ClipRun]) -> Costs:
                 _least(passing, step.computed * step.branches, spent["transformer"])
                 if step.predicted:
                     _least(head, step.predicted * step.branches, spent["head"] / step.head_steps)
+            if not timing.calls["decoder"]:  # no frame was given, and none is finished
+                run.try_decoder()
             frame = max(frame, timing.seconds["decoder"] / max(1, timing.calls["decoder"]))
             before = max(before, timing.seconds["text"] + timing.seconds["encoder"])
     return Costs(_line(passing), _line(head), before, frame)

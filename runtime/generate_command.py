@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from videomar.config import SamplingConfig
+from videomar.config import ModelConfig, SamplingConfig
 from videomar.console import log, noting, peak_memory, say_peak_memory
 from videomar.demo.look import of_the_demo, outside
 from videomar.errors import InputError
@@ -38,7 +38,7 @@ from videomar.runtime.media import (
     write_pictures,
     write_video,
 )
-from videomar.runtime.pipeline import Pipeline
+from videomar.runtime.pipeline import NO_FRAMES, Pipeline
 from videomar.runtime.recording import Recording, load_clip
 from videomar.runtime.resize import fit
 from videomar.runtime.sheet import Sheet
@@ -47,7 +47,7 @@ PIPE = Path("-")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Continue a picture or clip and write a video; 0."""
+    """Continue a picture, a clip or nothing but the sentence, and write a video; 0."""
     _check(args)
     options = {"threads": args.threads, "backend": args.backend, "memory_check": not args.no_memory_check}
     options["whole_prompt"] = args.whole_prompt
@@ -59,8 +59,9 @@ def run(args: argparse.Namespace) -> int:
         if args.text_embeddings is not None:
             prompt = PromptEmbedding.load(args.text_embeddings, pipe.config.text)
         sampling = sampling_of(pipe.config.sampling, args)
-        given, earlier = _given(args, pipe.config.sampling.fps, sampling)
-        if of_the_demo(pipe.config) and outside(fit(given, sampling.height, sampling.width, sampling.fit)):
+        given, earlier = _given(args, pipe.config, sampling)
+        known = of_the_demo(pipe.config) and len(given) > 0
+        if known and outside(fit(given, sampling.height, sampling.width, sampling.fit)):
             log.warning(
                 "what is given is outside the demo model's world, which holds one coloured shape over a soft gradient; "
                 "expect no sense"
@@ -86,10 +87,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> None:
     """Refuse what contradicts itself, before anything is loaded."""
-    if (args.image is None) == (args.video is None):
+    if args.image is not None and args.video is not None:
         raise InputError("give either --image (a picture) or --video (a clip whose last --given frames are continued)")
-    if args.image and (args.join or args.start is not None or args.no_resample):
-        raise InputError("--join, --start and --no-resample are for --video, got --image; leave them away")
+    if args.video is None and (args.join or args.start is not None or args.no_resample):
+        got = "no --video" if args.image is None else "--image"
+        raise InputError(f"--join, --start and --no-resample are for --video, got {got}; leave them away")
     if (args.prompt is None) == (args.text_embeddings is None):
         raise InputError("give either --prompt (a sentence) or --text-embeddings (a file of `videomar embed`)")
     if args.output == PIPE and args.json:
@@ -100,13 +102,22 @@ def _check(args: argparse.Namespace) -> None:
         check_picture_target(args.contact_sheet)
 
 
-def _given(args: argparse.Namespace, rate: float, sampling: SamplingConfig) -> tuple[np.ndarray, Iterator[np.ndarray]]:
-    """The frames to continue, [n, h, w, 3] uint8, and with --join those before them, in the clip's size."""
+def _given(
+    args: argparse.Namespace, config: ModelConfig, sampling: SamplingConfig
+) -> tuple[np.ndarray, Iterator[np.ndarray]]:
+    """The frames to continue, [n, h, w, 3] uint8, maybe none, and with --join those before them, in the clip's size."""
+    if args.image is None and args.video is None:
+        if not config.from_text:
+            raise InputError(
+                f"there is neither --image nor --video, and {config.name} was not trained to make a clip's first frame "
+                "from the sentence alone; give either --image (a picture) or --video (a clip whose end is continued)"
+            )
+        return NO_FRAMES, iter(())
     if args.video is None:
         if args.image == PIPE:
             return decode_picture(sys.stdin.buffer.read(), "standard input")[None], iter(())
         return _picture(args.image)[None], iter(())
-    recording = Recording(args.video, rate, not args.no_resample)
+    recording = Recording(args.video, config.sampling.fps, not args.no_resample)
     try:
         excerpt = recording.excerpt(args.given, args.start)
     except InputError:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Picture = str | Path | np.ndarray
 Prompt = str | PromptEmbedding
+NO_FRAMES = np.zeros((0, 1, 1, 3), np.uint8)  # to continue: the first frame is made, too
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Pipeline:
 
     def __call__(
         self,
-        image: Picture,
+        image: Picture | None,
         prompt: Prompt,
         *,
         seed: int = 0,
@@ -115,7 +116,7 @@ class Pipeline:
 
     def stream(
         self,
-        image: Picture,
+        image: Picture | None,
         prompt: Prompt,
         *,
         seed: int = 0,
@@ -132,7 +133,7 @@ class Pipeline:
 
     def start(
         self,
-        image: Picture,
+        image: Picture | None,
         prompt: Prompt,
         *,
         seed: int = 0,
@@ -145,7 +146,8 @@ class Pipeline:
         """A clip that is advanced a step at a time; several may be open and take turns.
 
         image: a picture file, [height, width, 3] uint8 (image to video), or [1 + 8k, height, width, 3] (video to
-        video), made the clip's size as `fit` says. prompt: a sentence, or what `embed` made of one. sampling: every
+        video), made the clip's size as `fit` says; None or no frames: the first is made of the sentence, too, by a
+        model that was trained for it. prompt: a sentence, or what `embed` made of one. sampling: every
         option, the model's own defaults if None; quality: a level of videomar.quality, whose dials change some of them;
         `options` change single ones. noise: replaces the one that `seed` gives, so that several backends get identical
         bits. others: options that the clip may change to while it is made.
@@ -159,7 +161,9 @@ class Pipeline:
         text = prompt.states if isinstance(prompt, PromptEmbedding) else self.tokenizer(prompt)
         if self._memory:
             sampling = self._memory.require(sampling, len(given), text.shape[1], isinstance(prompt, PromptEmbedding))
-        pixels = to_pixels(fit(given, sampling.height, sampling.width, sampling.fit))
+        pixels = np.zeros((1, 3, 0, sampling.height, sampling.width), np.float32)
+        if len(given):
+            pixels = to_pixels(fit(given, sampling.height, sampling.width, sampling.fit))
         clip = ClipSteps.of(self.config, sampling, len(given))
         chance = SeededNoise(seed) if noise is None else noise
         passes = sampling.guidance_passes  # as memory allows
@@ -171,8 +175,12 @@ class Pipeline:
         states = self.backend.encode_text(self.tokenizer(prompt))
         return PromptEmbedding(prompt, states.astype(np.float32), self.config.text)
 
-    def _given(self, image: Picture) -> np.ndarray:
+    def _given(self, image: Picture | None) -> np.ndarray:
+        if image is None:
+            return NO_FRAMES
         frames = load_picture(image) if isinstance(image, (str, Path)) else np.asarray(image)
+        if frames.ndim == 4 and not len(frames):
+            return NO_FRAMES
         if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-1] != 3 or not frames.size:
             raise InputError(
                 f"the picture is {frames.dtype} {list(frames.shape)}, expected uint8 [height, width, 3] or "

@@ -13,6 +13,7 @@ import fcntl
 import functools
 import gc
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -262,6 +263,30 @@ def tiny_fixed(shared: Path, tiny_artifacts: Path, tracer: Tracer) -> Path:
 def tiny_half(shared: Path, tiny_artifacts: Path, tracer: Tracer) -> Path:
     """Artifacts of the portable emitter, FP16."""
     return _variant(shared / "half", tiny_artifacts, tracer, "fp16", "portable", None)
+
+
+@pytest.fixture(scope="session")
+def from_text(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """(checkpoint or artifacts) -> the same, said to be trained for clips without a picture."""
+
+    @functools.cache
+    def trained(directory: Path) -> Path:
+        out = tmp_path_factory.mktemp("from-text") / directory.name
+        if (config := directory / "config.json").is_file():
+            shutil.copytree(directory, out)
+            sentence = dataclasses.replace(ModelConfig.from_json(config.read_bytes()), from_text=True)
+            (out / "config.json").write_text(sentence.to_json())
+            return out
+        manifest = read_manifest(directory)
+        with write_directory(out) as folder:
+            for name in manifest.files:
+                os.link(directory / name, folder / name)
+            write_manifest(
+                folder, dataclasses.replace(manifest, config=dataclasses.replace(manifest.config, from_text=True))
+            )
+        return out
+
+    return trained
 
 
 def _variant(out: Path, portable: Path, tracer: Tracer, precision: str, emitter: str, cache_tokens: int | None) -> Path:

@@ -674,8 +674,29 @@ def test_a_clip_that_does_not_fit_is_one_line(
 
 
 def test_neither_picture_nor_clip_is_one_line(tiny_artifacts: Path, out: Path, refused: Refused) -> None:
-    line = refused("generate", tiny_artifacts, "--prompt", PROMPT, "-o", out / "clip.mp4")
-    assert "--image" in line and "--video" in line
+    command = ("generate", tiny_artifacts, "--prompt", PROMPT, "-o", out / "clip.mp4")
+    assert refused(*command).endswith(
+        "there is neither --image nor --video, and tiny was not trained to make a clip's first frame from the sentence "
+        "alone; give either --image (a picture) or --video (a clip whose end is continued)"
+    )
+    assert refused(*command, "--join").endswith(
+        "--join, --start and --no-resample are for --video, got no --video; leave them away"
+    )
+
+
+def test_a_sentence_alone_becomes_a_clip_where_the_model_was_trained_for_it(
+    tiny_artifacts: Path, from_text: Callable[[Path], Path], out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = from_text(tiny_artifacts)
+    command = ("generate", directory, "--prompt", PROMPT, *LEAST, "--seed", 3)
+    assert run(*command, "-o", out / "frames", "--json", "--contact-sheet", out / "sheet.png") == 0
+    assert json.loads(capsys.readouterr().out)["frames"] == 9
+    with Pipeline.open(directory, threads=1, backend="ort-cpu") as pipe:
+        expected = pipe(None, PROMPT, seed=3, frames=9, mask_steps=1, head_steps=1).frames
+    written = [cv2.imread(str(file))[..., ::-1] for file in sorted((out / "frames").iterdir())]
+    np.testing.assert_array_equal(np.stack(written), expected)
+    assert run(*command, "--frames", 1, "-o", out / "one.mp4") == 0
+    assert len(load_clip(out / "one.mp4", 1)) == 1
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "empty directory", "sizes"])

@@ -38,6 +38,38 @@ def test_the_steps_of_a_small_clip_by_hand() -> None:
     assert clip.counts == (2, 2)
 
 
+FROM_TEXT = dataclasses.replace(DEMO, from_text=True)
+
+
+def test_the_steps_of_a_clip_of_the_sentence_alone_by_hand() -> None:
+    clip = ClipSteps.of(FROM_TEXT, SMALL.but(frames=9, guidance_scale=5.0, token_clip=7.0), given=0)
+    assert clip.shape == ClipShape(frames=2, given=0, rows=2, columns=2) and clip.shape.generated == 2
+    half, end = 1 + 4 * 2 / 4, 1 + 4 * 3 / 4
+    drawn, stored = ({"head_steps": n, "computed": 4} for n in (clip.sampling.head_steps, 0))
+    # Frame 0 is the first generated one: its tokens are not clipped, its temperature is 0.9 + 10^-1.
+    assert clip.steps == (
+        Step(0, 0, known=0, predicted=2, guidance=half, temperature=1.0, token_clip=None, finishes=False, **drawn),
+        Step(0, 1, known=2, predicted=2, guidance=end, temperature=1.0, token_clip=None, finishes=True, **drawn),
+        Step(0, 2, known=4, predicted=0, guidance=end, temperature=1.0, token_clip=None, finishes=False, **stored),
+        Step(1, 0, known=0, predicted=2, guidance=half, temperature=0.91, token_clip=7.0, finishes=False, **drawn),
+        Step(1, 1, known=2, predicted=2, guidance=end, temperature=0.91, token_clip=7.0, finishes=True, **drawn),
+    )
+    assert clip.counts == (2, 2) and clip.seen == 1
+
+
+def test_a_picture_of_the_sentence_is_a_clip_of_one_frame() -> None:
+    clip = ClipSteps.of(FROM_TEXT, SMALL.but(frames=1), given=0)
+    assert clip.shape == ClipShape(frames=1, given=0, rows=2, columns=2) and clip.seen == 0
+    assert [(step.frame, step.predicted, step.keeps) for step in clip.steps] == [(0, 2, False), (0, 2, False)]
+    with pytest.raises(InputError, match="frames is 1, expected more than the 1 conditioning frames"):
+        ClipSteps.of(FROM_TEXT, SMALL.but(frames=1), given=1)
+
+
+def test_a_model_that_makes_first_frames_continues_pictures_by_the_same_steps() -> None:
+    for known in (1, 9):
+        assert ClipSteps.of(FROM_TEXT, SMALL, known).steps == ClipSteps.of(DEMO, SMALL, known).steps
+
+
 samplings = st.builds(
     SamplingConfig,
     frames=st.integers(1, 5).map(lambda k: 1 + 8 * k),
@@ -60,12 +92,12 @@ samplings = st.builds(
 
 
 @settings(max_examples=150, deadline=None)
-@given(samplings, st.integers(1, 4).map(lambda k: 1 + 8 * (k - 1)))
+@given(samplings, st.integers(0, 4).map(lambda k: max(0, 1 + 8 * (k - 1))))
 def test_every_position_of_every_new_frame_is_predicted_once_and_every_frame_but_the_last_is_kept(
     sampling: SamplingConfig, known: int
 ) -> None:
     try:
-        clip = ClipSteps.of(DEMO, sampling, known)
+        clip = ClipSteps.of(FROM_TEXT, sampling, known)
     except InputError as error:
         assert sampling.frames <= known or sampling.mask_steps > sampling.height * sampling.width // 64, error
         return
@@ -191,7 +223,8 @@ def test_guidance_grows_with_what_is_known_and_never_reaches_the_scale() -> None
             "frames is 17, expected more than the 17 conditioning frames, such as 25; change --frames",
         ),
         ({}, 4, "conditioning frames is 4, expected 1 + 8k, such as 1; change --given"),
-        ({}, 0, "conditioning frames is 0, expected 1 + 8k, such as 1; change --given"),
+        ({}, 0, "there is no picture, and demo was not trained to make a clip's first frame from the sentence alone"),
+        ({}, -8, "conditioning frames is -8, expected 1 + 8k, such as 1; change --given"),
         ({"height": 20}, 1, "height is 20, expected a multiple of 8, such as 16; change --height"),
         ({"width": 3}, 1, "width is 3, expected a multiple of 8, such as 8; change --width"),
         ({"height": 8 * 4097}, 1, "height is 32776, which is 4097 rotary positions, expected at most 4096"),

@@ -31,6 +31,7 @@ DIALS = (
     "order", "detail_steps", "head_solver", "head_steps_end", "head_anneal", "guidance_start", "guidance_end",
     "refresh_every", "known_share",
 )  # fmt: skip
+LATER = (*DIALS, "from_text")  # fields that older files lack: they mean the default
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,7 @@ class ModelConfig:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    from_text: bool = False  # trained for clips without a picture, whose first latent frame is generated too
 
     def __post_init__(self) -> None:
         check_words("name", self.name)
@@ -331,8 +333,7 @@ def _from_dict(cls: type[T], data: Any, where: str) -> T:
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown := sorted(set(data) - set(fields)):
         raise ConfigError(f"{where} has an unknown key {unknown[0]!r:.60}; known: {', '.join(fields)}")
-    later = DIALS if cls is SamplingConfig else ()
-    if missing := sorted(set(fields) - set(data) - set(later)):
+    if missing := sorted(set(fields) - set(data) - set(LATER)):
         raise ConfigError(f"{where} lacks the key {missing[0]!r}")
     values: dict[str, Any] = {}
     for name, f in fields.items():

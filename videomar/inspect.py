@@ -149,7 +149,7 @@ def _model(config: ModelConfig) -> dict[str, str]:
         f"{v.latent_channels} channels, latent scale {v.latent_scale}",
         "text": f"width {config.text.width}, depth {config.text.depth}, at most {config.text.max_tokens} tokens",
         "clips": f"{s.frames} frames of {s.width}x{s.height}, {s.fps:g} a second, from a picture that is "
-        f"{'cropped' if s.fit == 'crop' else 'stretched'} to it",
+        f"{'cropped' if s.fit == 'crop' else 'stretched'} to it{', or from none' * config.from_text}",
     }
 
 

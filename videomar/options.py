@@ -58,6 +58,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 _WHOLE = "refuse a prompt that is longer than the model's text tokens, instead of cutting it"
+_FROM_TEXT = "no picture: the first frame is made of the sentence, by a model that was trained for it"
 _COUNT, _PIXELS, _THREADS, _SEED = _whole(1), _whole(1, 16384), _whole(1, 1024), _whole(0, 2**63 - 1)
 
 
@@ -297,9 +298,11 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--threads", type=_THREADS)
     p.add_argument("--backend", choices=BACKENDS, default="auto")
 
-    p = command("generate", "Continue a picture or a clip as a sentence says.")
+    p = command("generate", "Continue a picture or a clip as a sentence says, or make a clip of the sentence alone.")
     p.add_argument("directory", type=path, help="artifact directory of `videomar export`")
-    p.add_argument("--image", type=path, help="the first frame; - reads it from standard input")
+    p.add_argument(
+        "--image", type=path, help="the first frame; - reads it from standard input (default: made, if trained for it)"
+    )
     p.add_argument("--video", type=path, help="a video file or a directory of pictures whose end is continued instead")
     p.add_argument("--given", type=_COUNT, default=9, help="frames taken from --video, 1 + 8k (default 9)")
     p.add_argument("--start", type=_number(0, 10**6), metavar="SECONDS", help="take them from there on, not its end")
@@ -359,7 +362,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("source", metavar="DIR|PRESET", help="checkpoint, artifact directory, or a preset: videomar-1.4b")
     p.add_argument("--device", nargs="+", required=True, help=f"one or more of {', '.join(PLANNED)}")
     _sampling(p)
-    p.add_argument("--given", type=_COUNT, default=1, help="conditioning frames, 1 + 8k (default 1)")
+    p.add_argument("--given", type=_whole(0), default=1, help="conditioning frames, 1 + 8k (default 1); 0: no picture")
     p.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: the artifacts', or fp16)")
     p.add_argument("--emitter", choices=("portable", "native"), help="(default: the artifacts', or portable)")
     p.add_argument("--cache-tokens", type=_COUNT, help="native only: length of a fixed K/V cache")
@@ -441,6 +444,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--image", type=path, action="append", default=[], help="a first frame; as often as wanted")
     p.add_argument("--prompt", action="append", default=[], help="one for every --image, or one for all")
     p.add_argument("--cases", type=_COUNT, default=4, help="clips without --image: held-out demo scenes (default 4)")
+    p.add_argument("--from-text", action="store_true", help=_FROM_TEXT)
     p.add_argument("--seed", type=_SEED, default=0)
     _sampling(p)
     p.add_argument("--layers", type=path, help="for --html: what `videomar bisect --json` wrote")
@@ -456,6 +460,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--image", type=path, action="append", default=[], help="a first frame; as often as wanted")
     p.add_argument("--prompt", action="append", default=[], help="one for every --image, or one for all")
     p.add_argument("--cases", type=_COUNT, default=4, help="clips without --image: held-out demo scenes (default 4)")
+    p.add_argument("--from-text", action="store_true", help=_FROM_TEXT)
     p.add_argument("--seed", type=_SEED, default=0)
     _sampling(p)
     p.add_argument(
@@ -469,6 +474,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("-o", "--output", type=output, required=True, help="pack to write")
     p.add_argument("--image", type=path, help="the clip's first frame (default: a held-out demo scene)")
     p.add_argument("--prompt", help="the clip's sentence")
+    p.add_argument("--from-text", action="store_true", help=_FROM_TEXT)
     p.add_argument("--seed", type=_SEED, default=0)
     _sampling(p)
     p.add_argument("--threads", type=_THREADS, help="CPU threads (default: one a core)")

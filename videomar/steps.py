@@ -31,7 +31,7 @@ class ClipShape:
     """A clip's sizes in latents."""
 
     frames: int  # latent frames in all
-    given: int  # of them, those of the conditioning pixels
+    given: int  # of them, those of the conditioning pixels; 0: the first is generated too
     rows: int
     columns: int
 
@@ -91,14 +91,20 @@ class Step:
 
 
 def clip_shape(config: ModelConfig, sampling: SamplingConfig, given: int) -> ClipShape:
-    """Sizes of a clip that continues `given` pixel frames.
+    """Sizes of a clip that continues `given` pixel frames, or begins with none.
 
-    Raises InputError for frame counts that are not 1 + stride * k, nothing to generate, a picture that is no multiple
-    of the tokenizer's stride, more positions than rotary angles tell apart, or
-    work without end.
+    Raises InputError for no frames where the model was not trained for that, frame counts that are not 1 + stride * k,
+    nothing to generate, a picture that is no multiple of the tokenizer's stride, more positions than rotary angles tell
+    apart, or work without end.
     """
     time, space = config.tokenizer.temporal_stride, config.tokenizer.spatial_stride
-    for what, count, option in (("frames", sampling.frames, "--frames"), ("conditioning frames", given, "--given")):
+    if given == 0 and not config.from_text:
+        raise InputError(
+            f"there is no picture, and {config.name} was not trained to make a clip's first frame from the sentence "
+            "alone, expected a picture or clip to continue; give one, or a checkpoint whose config.json has from_text"
+        )
+    asked = [("frames", sampling.frames, "--frames"), ("conditioning frames", given, "--given")]
+    for what, count, option in asked if given else asked[:1]:
         if count < 1 or (count - 1) % time:
             near = 1 + max(0, count - 1) // time * time
             raise InputError(f"{what} is {count}, expected 1 + {time}k, such as {near}; change {option}")
@@ -112,7 +118,7 @@ def clip_shape(config: ModelConfig, sampling: SamplingConfig, given: int) -> Cli
             near = max(1, round(value / space)) * space
             raise InputError(f"{name} is {value}, expected a multiple of {space}, such as {near}; change --{name}")
     shape = ClipShape(
-        1 + (sampling.frames - 1) // time, 1 + (given - 1) // time, sampling.height // space, sampling.width // space
+        1 + (sampling.frames - 1) // time, -(-given // time), sampling.height // space, sampling.width // space
     )
     for name, positions, stride in (
         ("frames", shape.frames, time),
@@ -147,7 +153,7 @@ class ClipSteps:
 
     @staticmethod
     def of(config: ModelConfig, sampling: SamplingConfig, given: int) -> ClipSteps:
-        """The clip that continues `given` pixel frames."""
+        """The clip that continues `given` pixel frames; 0: the sentence alone."""
         return ClipSteps(config, sampling, clip_shape(config, sampling, given))
 
     def then(self, frame: int, sampling: SamplingConfig) -> ClipSteps:

@@ -138,7 +138,7 @@ class Search:
         notes, kind = self._notes, deviation.kind if deviation else None
         if kind in (TEXT, None):
             yield self._simple(TEXT_ENCODER, {"ids": notes.ids})
-        if kind in (ENCODED, None):
+        if kind in (ENCODED, None) and notes.pixels is not None:
             yield self._simple(TOKENIZER_ENCODER, {"pixels": notes.pixels})
         if kind is None:
             yield from self._text()

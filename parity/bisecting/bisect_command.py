@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
                 "leave out --refresh-every and --quality"
             )
         shape = (sampling.frames, sampling.height, sampling.width)
-        cases = make_cases(a.config, args.image, args.prompt, args.cases, args.seed, *shape)
+        cases = make_cases(a.config, args.image, args.prompt, args.cases, args.seed, *shape, args.from_text)
         for case in cases:
             a.pipeline().start(case.given, case.prompt, sampling=sampling).close()  # refuses before anything runs
         with Progress() as progress:

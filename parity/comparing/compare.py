@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
             sampling.frames,
             sampling.height,
             sampling.width,
+            args.from_text,
         )
         ladder = climb_all(reference, others, cases, sampling)
     data = conclude(reference, others, cases, sampling, ladder)

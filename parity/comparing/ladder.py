@@ -127,14 +127,13 @@ def climb(
                 continue
             if case.scene is not None:
                 mine.scores.append(score(video.frames, case.scene, given))
-            _compare_clips(mine, case, truth, video, ClipSteps.of(reference.config, sampling, given))
+            _compare_clips(mine, case, truth, video, ClipSteps.of(reference.config, sampling, given), given)
     return ladder
 
 
-def _compare_clips(mine: Climb, case: Case, truth: Video, video: Video, clip: ClipSteps) -> None:
-    """Drift by frame and step, where it branches, and the pixels."""
+def _compare_clips(mine: Climb, case: Case, truth: Video, video: Video, clip: ClipSteps, given: int) -> None:
+    """Drift by frame and step, where it branches, and the pixels of all frames but those given."""
     free, stride, known = mine.free, clip.config.tokenizer.temporal_stride, clip.shape.given
-    given = 1 + (known - 1) * stride
     wrong = False  # from the first step on, when nothing was fed back that could have grown: that is no branch
     for frame, step, own, theirs in _by_step(case, truth.latents, video.latents, clip):
         drift, spot = compare_arrays(own, theirs)["relative_l2"], Spot(case.name, frame, step)

@@ -31,7 +31,7 @@ def check_clip(config: ModelConfig, sampling: SamplingConfig, arrays: Arrays) ->
     wanted: list[tuple[str, str, Axes]] = [
         ("ids", "int64", (1, "prompt")),
         ("states", "float32", (1, "text", config.text.width)),
-        ("encoded", "float32", (1, c, shape.given, shape.rows, shape.columns)),
+        *([("encoded", "float32", (1, c, shape.given, shape.rows, shape.columns))] if shape.given else []),
         ("decoded", "float32", (1, 3, sampling.frames, sampling.height, sampling.width)),
     ]
     for i, step in enumerate(clip.steps):

@@ -36,11 +36,12 @@ def run(args: argparse.Namespace) -> int:
         sampling = sampling_of(side.config.sampling.but(frames=1 + 2 * stride), args)
         images, prompts = ([args.image] if args.image else []), ([args.prompt] if args.prompt else [])
         (case,) = make_cases(
-            side.config, images, prompts, 1, args.seed, sampling.frames, sampling.height, sampling.width
+            side.config, images, prompts, 1, args.seed, sampling.frames, sampling.height, sampling.width, args.from_text
         )
         inputs = {name: entry.sha256 for name, entry in manifest.files.items()}
         picture = args.image.read_bytes().hex() if args.image else ""
         inputs |= {"prompt": case.prompt, "seed": str(args.seed), "picture": picture[:64], "version": str(VERSION)}
+        inputs |= {"from_text": "yes"} if args.from_text else {}
         inputs |= {"sampling": json.dumps(dataclasses.asdict(sampling), sort_keys=True)}
         if not args.force and up_to_date(args.output, inputs):
             print(f"{args.output} is up to date (the same artifacts and options)")

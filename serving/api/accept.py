@@ -13,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from videomar.config import SamplingConfig
 from videomar.errors import UserError
+from videomar.runtime.pipeline import NO_FRAMES
 from videomar.runtime.recording import load_clip
 from videomar.runtime.resize import fit
 from videomar.serving.api.asked import Asked, read
@@ -29,15 +30,18 @@ class Door:
     site: Site
 
     async def create(self, client: str, fields: Mapping[str, Any], data: bytes | None) -> Job:
-        """A clip of an uploaded picture or clip, or one that goes on where a finished clip ends (`extend`)."""
+        """A clip of an uploaded picture or clip, one that goes on where a finished clip ends (`extend`), or one of the
+        sentence alone."""
         site = self.site
         self._open()
         asked = read(fields, site.pipe.config, site.settings.limits)
         await run_in_threadpool(self._room, client)
-        if (data is None) == (asked.extend is None):
-            what = "is missing" if data is None else "and extend are both given"
-            raise ApiError(400, f"{REFERENCE} {what}, expected a picture or clip to continue", REFERENCE, "missing")
-        if data is not None:
+        if data is not None and asked.extend is not None:
+            what = f"{REFERENCE} and extend are both given"
+            raise ApiError(400, f"{what}, expected a picture or clip to continue", REFERENCE, "missing")
+        if data is None and asked.extend is None:
+            frames = self._nothing(asked)
+        elif data is not None:
             try:
                 frames = await site.decoder(data, asked.given)
             except UserError as error:
@@ -90,6 +94,18 @@ class Door:
         steps = min((job.steps for job in self.site.maker.busy), default=1)
         return {"Retry-After": str(max(1, min(600, round(a_step * steps))))}
 
+    def _nothing(self, asked: Asked) -> np.ndarray:
+        """No frames to continue; raises where the model needs some, or the client means to have sent some."""
+        config = self.site.pipe.config
+        if not config.from_text:
+            why = f"{config.name} was not trained to make a clip's first frame from the sentence alone"
+            message = f"{REFERENCE} is missing, expected a picture or clip to continue: {why}"
+            raise ApiError(400, message, REFERENCE, "missing")
+        if asked.given is not None:
+            message = f"given is {asked.given}, but there is no {REFERENCE} to take frames from; leave one or send both"
+            raise ApiError(400, message, "given", "invalid_value")
+        return NO_FRAMES
+
     def _end_of(self, asked: Asked) -> np.ndarray:
         """The last frames of a finished clip: as many as make one latent frame and one more, or as are asked for."""
         id = asked.extend or ""
@@ -108,7 +124,7 @@ class Door:
             raise ApiError(400, message, "mask_steps", "too_large")
         if refused := site.budget.refuses(site.budget.need(sampling, len(frames))):
             raise ApiError(400, refused, code="too_large")
-        given = fit(frames, sampling.height, sampling.width, sampling.fit)
+        given = fit(frames, sampling.height, sampling.width, sampling.fit) if len(frames) else frames
         with site.pipe.start(given, asked.prompt, seed=asked.seed, sampling=sampling) as run:
             steps = len(run.steps)
         job = Job(

@@ -31,6 +31,7 @@ def routes(site: Site) -> APIRouter:
             "backend": site.pipe.backend.name,
             "defaults": dataclasses.asdict(config.sampling),
             "levels": LEVELS,
+            "from_text": config.from_text,  # whether a request may leave the picture out
             "frame_stride": tokenizer.temporal_stride,
             "size_stride": tokenizer.spatial_stride,
             "limits": {

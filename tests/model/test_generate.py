@@ -80,6 +80,7 @@ class Case:
                 token_channels=self.channels, mlp_ratio=self.mlp_ratio, rope_split=self.split,
             ),
             head=HeadConfig(self.head_width, self.head_depth, self.time_features, self.train_steps),
+            from_text=self.given == 0,
         )  # fmt: skip
 
     @property
@@ -112,7 +113,7 @@ def build(case: Case, seed: int) -> tuple[VideoMAR, dict[str, np.ndarray]]:
 
 def inputs(case: Case, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    stride, frames = TOKENIZER.spatial_stride, 1 + (case.given - 1) * TOKENIZER.temporal_stride
+    stride, frames = TOKENIZER.spatial_stride, max(0, 1 + (case.given - 1) * TOKENIZER.temporal_stride)
     pixels = torch.rand(1, 3, frames, stride * case.grid[0], stride * case.grid[1], generator=generator) * 2 - 1
     return pixels, torch.randint(40, (1, case.prefix + case.text_tokens), generator=generator)
 
@@ -132,6 +133,11 @@ CASES = {
     ),
     "two given frames, no guidance, no clipping": Case(
         given=2, frames=4, guidance=1.0, clip=None, channels=6, mlp_ratio=2, head_depth=3, text_width=16
+    ),
+    "the sentence alone": Case(given=0),
+    "a picture of the sentence, no guidance": Case(given=0, frames=1, guidance=1.0),
+    "the sentence alone, a window of one frame, no clipping": Case(
+        given=0, frames=4, window=1, mask_steps=2, head_steps=4, clip=None
     ),
     "deterministic diffusion": Case(solver="ddim", head_steps=7, given=2, frames=4, temperature=0.6, clip=None),
     "weak guidance, fixed temperature, all text tokens": Case(
@@ -236,7 +242,9 @@ def test_generation_with_and_without_a_cache_equals_the_naive_one(case: Case) ->
     cached, shown = generate(model, pixels, ids, case.prefix, case.sampling, noise)
     recomputed, _ = generate(model, pixels, ids, case.prefix, case.sampling, noise, cache=False)
     with torch.no_grad():
-        latents, states = model.video_tokenizer.encode(pixels)[0], model.text_encoder(ids)[0, case.prefix :]
+        nothing = torch.zeros(case.channels, 0, *case.grid)
+        latents = model.video_tokenizer.encode(pixels)[0] if case.given else nothing
+        states = model.text_encoder(ids)[0, case.prefix :]
     expected = naive.generate(
         weights, latents.double().numpy(), states.double().numpy(), noise, case.split, case.frames, case.mask_steps,
         case.head_steps, case.guidance, case.temperature, case.clip, case.train_steps,

@@ -59,9 +59,11 @@ def clip_of(
         guidance_passes=passes,
         **{"mask_steps": 3, "head_steps": 4, **knobs},
     )
-    pixels = np.sin(np.arange(3 * (8 * given - 7) * 16 * 24)).astype(np.float32).reshape(1, 3, -1, 16, 24)
+    pixels = (
+        np.sin(np.arange(3 * (8 * given - 7) * 16 * 24)).astype(np.float32).reshape(1, 3, -1, 16, 24) if given else None
+    )
     states = backend.encode_text(IDS)
-    latents = backend.encode(pixels)[0]
+    latents = np.zeros((16, 0, 2, 3), np.float32) if pixels is None else backend.encode(pixels)[0]
     clip = ClipSteps(config, sampling, ClipShape(frames, latents.shape[1], *latents.shape[2:]))
     made = np.stack(list(sample_frames(backend, clip, states, latents, SeededNoise(3))))
     return made[latents.shape[1] :], backend.decode(np.moveaxis(made, 0, 1)[None])
@@ -83,8 +85,10 @@ def steps_of(backend: Any) -> Any:
         {"frames": 4, "given": 2},
         {"frames": 4, "given": 3, "mask_steps": 2, "head_steps": 5},
         {"frames": 2, "mask_steps": 1, "head_steps": 1},
+        {"given": 0},
+        {"given": 0, "frames": 1},
     ],
-    ids=["image", "no guidance", "video", "longer video", "one step"],
+    ids=["image", "no guidance", "video", "longer video", "one step", "sentence alone", "picture of a sentence"],
 )
 @pytest.mark.parametrize("capture", [True, False], ids=["captured", "enqueued"])
 def test_whole_clips_equal_the_same_graphs_run_one_by_one(
@@ -105,8 +109,15 @@ def test_whole_clips_equal_the_same_graphs_run_one_by_one(
 
 @pytest.mark.parametrize(
     "knobs",
-    [{}, {"window": 1}, {"window": 2, "frames": 7}, {"passes": 2}, {"window": 1, "passes": 2, "given": 2}],
-    ids=["plain", "window of one", "window of two", "two passes", "both"],
+    [
+        {},
+        {"window": 1},
+        {"window": 2, "frames": 7},
+        {"passes": 2},
+        {"window": 1, "passes": 2, "given": 2},
+        {"window": 1, "given": 0, "refresh_every": 2},
+    ],
+    ids=["plain", "window of one", "window of two", "two passes", "both", "sentence alone, in parts"],
 )
 def test_whole_clips_agree_with_the_onnx_runtime_backend(
     make_rig: MakeRig, artifacts: Path, knobs: dict[str, Any]

@@ -170,11 +170,11 @@ def serve(tiny_artifacts: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """(limits and settings) -> a server, stopped when the module's tests are over."""
     running = []
 
-    def start(directory: Path | None = None, **options: Any) -> Running:
+    def start(directory: Path | None = None, artifacts: Path = tiny_artifacts, **options: Any) -> Running:
         names = {f.name for f in dataclasses.fields(Limits)}
         limits = Limits(**{"decode_seconds": PATIENCE, **{k: options.pop(k) for k in list(options) if k in names}})
         settings = Settings(directory or tmp_path_factory.mktemp("jobs"), port=0, limits=limits, **options)
-        running.append(Running(tiny_artifacts, settings))
+        running.append(Running(artifacts, settings))
         return running[-1]
 
     yield start

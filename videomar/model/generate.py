@@ -33,18 +33,18 @@ def generate(
     cache: bool = True,
     progress: Callable[[Step], None] = lambda step: None,
 ) -> tuple[Tensor, Tensor]:
-    """Continue a clip; model.md, "The sampling loop".
+    """Continue a clip, or make one of the sentence alone; model.md, "The sampling loop".
 
-    pixels: [1, 3, 1 + 8k, height, width] float32 in [-1, 1], the conditioning frames.
+    pixels: [1, 3, 1 + 8k, height, width] float32 in [-1, 1], the conditioning frames, or 0 of them.
     ids: [1, length] int64, system prompt (its first `prefix` positions) and prompt.
     Returns (latents [1, channels, t, h, w] scaled, pixels [1, 3, frames, height, width] in [-1, 1]).
     """
     c, t = model.config, model.config.transformer
-    latents = model.video_tokenizer.encode(pixels)
     clip, kv_window = ClipSteps.of(c, sampling, pixels.shape[2]), sampling.kv_window
     given, tokens = clip.shape.given, clip.shape.tokens
     h, w = clip.shape.rows, clip.shape.columns
-    done = [latents[0, :, f].flatten(1).T for f in range(given)]  # each [S, C]
+    encoded = model.video_tokenizer.encode(pixels)[0].unbind(1) if given else ()
+    done = [latent.flatten(1).T for latent in encoded]  # each [S, C]
 
     context = model.transformer.text_context(model.text_encoder.prompt_states(ids, prefix))
     if sampling.guidance_scale != 1:

@@ -66,7 +66,7 @@ def _rungs(request: Request) -> Iterator[Rung]:
     windows = [w for w in range(longest - 1 if window else longest, 0, -1) if w < request.frames - 2]
     if windows:
         yield tuple(Size(f"--kv-window {w}", {"kv_window": w}, "frames further back are not seen") for w in windows)
-    least = request.given + c.temporal_stride
+    least = request.given + c.temporal_stride if request.given else 1
     fewer = range(s.frames - c.temporal_stride, least - 1, -c.temporal_stride)
     if fewer:
         yield tuple(Size(f"--frames {n}", {"frames": n}, "a shorter clip") for n in fewer)

@@ -117,7 +117,8 @@ def tapes(request: Request, backend: str) -> dict[str, Tape]:
     largest = Pass(request.branches_at_once, request.tokens, request.seen * request.tokens, text, predicted)
     made = {
         graphs.TEXT_KEY_VALUES: text_key_values(t, c.text.width, c.text.max_tokens, text, new()),
-        graphs.TOKENIZER_ENCODER: encoder(c.tokenizer, request.given, s.height, s.width, new()),
+        # Without a picture it never runs; where it is opened all the same, its weights count.
+        graphs.TOKENIZER_ENCODER: encoder(c.tokenizer, max(1, request.given), s.height, s.width, new()),
         graphs.TOKENIZER_DECODER: decoder(c.tokenizer, request.frames, request.rows, request.columns, new()),
         graphs.TRANSFORMER_STEP: Step(t, largest, new(), native).write(),
         graphs.HEAD_CONDITION: head_condition(c.head, t, rows, _ahead(request, backend, rows), new()),
@@ -263,8 +264,9 @@ class _Cpu:
             if request.lean:
                 self.open.remove(graphs.TEXT_ENCODER)
         given = {"pixels": _pixels(request, request.given) * 5 // 4}
-        self.load((graphs.TOKENIZER_ENCODER,))
-        self.moment("encoding the picture", given | {"working memory": self.arena(graphs.TOKENIZER_ENCODER)})
+        if request.given:
+            self.load((graphs.TOKENIZER_ENCODER,))
+            self.moment("encoding the picture", given | {"working memory": self.arena(graphs.TOKENIZER_ENCODER)})
         for names in ((graphs.TEXT_KEY_VALUES,), (graphs.TRANSFORMER_STEP,), HEADS, (graphs.TOKENIZER_DECODER,)):
             self.load(names)
         loop = self.arena(graphs.TRANSFORMER_STEP) + _head_arena(request)

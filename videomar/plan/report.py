@@ -81,6 +81,7 @@ def _head(report: Report) -> list[str]:
     form = f"{r.precision}, {r.emitter}" + (f", K/V window {s.kv_window}" if s.kv_window else "")
     extras = [", guidance in two passes"] * (s.passes == 2)
     extras += [", text embeddings given"] * r.text_embeddings
+    extras += [", no picture"] * (r.given == 0)
     return [
         f"{r.config.name} on {report.device.title} ({report.device.backend})",
         f"{s.frames} frames of {s.width}x{s.height} ({r.frames} latent frames of {r.tokens} tokens), "

@@ -23,7 +23,7 @@ class Request:
     precision: str = "fp16"
     emitter: str = "portable"
     cache_tokens: int | None = None  # of artifacts with a K/V cache of fixed length
-    given: int = 1  # conditioning frames, pixels
+    given: int = 1  # conditioning frames, pixels; 0: of the sentence alone
     text: int | None = None  # tokens of the prompt; None: the longest
     text_embeddings: bool = False  # precomputed, so that no text encoder is loaded
     lean: bool = True  # graphs are loaded when they are needed, and the text encoder goes after use

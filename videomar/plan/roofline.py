@@ -99,7 +99,8 @@ def plan_times(request: Request, device: Device) -> Times:
             heads[each.frame] += loop(rows if fused else each.predicted, each.head_steps, each.branches)
     first, last = clip.shape.given, request.frames - 1
     decoding = one(graphs.TOKENIZER_DECODER)
-    text, encoding = one(graphs.TEXT_ENCODER) + one(graphs.TEXT_KEY_VALUES), one(graphs.TOKENIZER_ENCODER)
+    text = one(graphs.TEXT_ENCODER) + one(graphs.TEXT_KEY_VALUES)
+    encoding = one(graphs.TOKENIZER_ENCODER) if request.given else 0.0
     prefill = sum(transformer[f] for f in range(first))
     masking = sum(
         step(min(first, seen), rows, s.computed, s.branches) for s in clip.steps if s.frame == first and s.predicted
