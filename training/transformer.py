@@ -131,7 +131,11 @@ def _model(out: Path, recipe: Recipe, ranks: Ranks, anew: bool) -> VideoMAR:
         model = VideoMAR(config)
         model.video_tokenizer.load_state_dict(tokenizer.state_dict())
         initialize(model)
-    model.config = dataclasses.replace(model.config, sampling=sampling_of(recipe.stages, model.config.sampling))
+    model.config = dataclasses.replace(
+        model.config,
+        sampling=sampling_of(recipe.stages, model.config.sampling),
+        from_text=model.config.from_text or any(stage.first_frame for stage in recipe.stages),
+    )
     return model
 
 

@@ -134,6 +134,17 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(
     assert [r | {"minutes": ""} for r in rows(killed)] == [r | {"minutes": ""} for r in rows(whole)]
 
 
+def test_a_stage_that_learns_the_first_frame_makes_a_checkpoint_that_needs_no_picture(
+    run: Callable[..., tuple[int, str]], tiny_checkpoint: Path, own_clips: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "first.toml"
+    words = ("--from", tiny_checkpoint, *own_clips, "-o", tmp_path / "out", "--stages", file)
+    for said, expected in (("", False), ("first_frame = true\n", True)):
+        file.write_text(f'[[stage]]\nframes = 9\nsize = "32x32"\nsteps = 2\nbatch = 2\n{said}')
+        assert run("transformer", *words, "--force")[0] == 0
+        assert load_checkpoint(tmp_path / "out").config.from_text is expected
+
+
 def test_low_rank_updates_come_out_merged(
     run: Callable[..., tuple[int, str]], tiny_checkpoint: Path, own_clips: list[str], stages: str, tmp_path: Path
 ) -> None:
