@@ -58,7 +58,7 @@ class Stage:
         return min(1.0, max(by_steps, by_clock))
 
     def __str__(self) -> str:
-        return f"{self.frames} frames of {self.height}x{self.width}"
+        return f"{self.frames} frame{'s' * (self.frames > 1)} of {self.height}x{self.width}"
 
 
 @dataclass(frozen=True)
