@@ -163,6 +163,7 @@ COMMANDS: dict[str, list[str]] = {
     "plan": ["{artifacts}", "--device", "orin-nx-16", "--svg", "{out}/plan.svg"],
     "export": ["{checkpoint}", "-o", "{out}/graphs", "--force"],
     "import": [*IMPORTED, "-o", "{out}/imported", "--force"],
+    "export-official": ["{checkpoint}", "-o", "{out}/official", "--force"],
     "calibrate": ["{artifacts}", "-o", "{out}/int8", "--demo", "4", *SMALL, "--force"],
     "build": [
         "{artifacts}",

@@ -72,6 +72,7 @@ EXCEPTIONS = {  # (module, package): why
     ("videomar.parity.bisecting.widen", "onnx"): "the same layers in FP32",
     ("videomar.config", "typing_extensions"): "for type checkers alone, which bring it",
     ("videomar.runtime.pipeline", "typing_extensions"): "the same",
+    ("videomar.export.importing", "typing_extensions"): "the same",
     ("videomar.cli", "torch"): "`train` sets PyTorch's threads before the training modules are imported",
     ("videomar.runtime.backends.ort", "onnxruntime"): "the backend",
     ("videomar.runtime.backends.ort_cache", "onnxruntime"): "its K/V",

@@ -144,6 +144,21 @@ def import_(args: argparse.Namespace) -> int:
     return 0
 
 
+def export_official(args: argparse.Namespace) -> int:
+    """Write a checkpoint back in the authors' layout."""
+    _check_checkpoint(args.checkpoint, args.output)
+    from videomar.export.official import COSMOS, QWEN, VIDEOMAR, export_official
+
+    with Progress() as progress:
+        export_official(args.checkpoint, args.output, args.force, progress.at)
+    print(f"wrote {args.output}: read back, it is {args.checkpoint} bit for bit")
+    paths = {"transformer": VIDEOMAR, "tokenizer": COSMOS, "text": QWEN}
+    options = " ".join(f"--{option} {args.output / path}" for option, path in paths.items())
+    print(f"  back again: videomar import {options} -o CHECKPOINT")
+    say_peak_memory()
+    return 0
+
+
 def generate(args: argparse.Namespace) -> int:
     """Continue a picture or clip and write a video."""
     from videomar.runtime.generate_command import run
@@ -367,6 +382,7 @@ def _as_text(description: dict[str, Any], tensors: bool) -> str:
 RUNS: dict[str, Run] = {
     "import": import_,
     "export": export,
+    "export-official": export_official,
     "embed": embed,
     "generate": generate,
     "calibrate": calibrate,

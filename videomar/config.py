@@ -297,7 +297,7 @@ class ModelConfig:
             data = parse(text)
         except FieldError as error:
             raise ConfigError(f"config is {error}; restore the file or import the checkpoint again") from None
-        return _from_dict(ModelConfig, data, "config")
+        return from_dict(ModelConfig, data, "config")
 
 
 def _check_count(name: str, value: Any, expected: str = "a whole number of at least 1") -> None:
@@ -327,7 +327,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def _from_dict(cls: type[T], data: Any, where: str) -> T:
+def from_dict(cls: type[T], data: Any, where: str) -> T:
+    """Plain data as one of the classes here; raises ConfigError naming the first unknown, missing or ill-typed key."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where} is {type(data).__name__}, expected an object with keys")
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -340,7 +341,7 @@ def _from_dict(cls: type[T], data: Any, where: str) -> T:
         default = _default(f)
         value = data.get(name, default)
         if dataclasses.is_dataclass(default):
-            value = _from_dict(type(default), value, f"{where}.{name}")
+            value = from_dict(type(default), value, f"{where}.{name}")
         elif isinstance(default, tuple):
             if not isinstance(value, list) or not all(isinstance(v, int) for v in value):
                 raise ConfigError(f"{where}.{name} is {value!r:.60}, expected a list of whole numbers")

@@ -246,7 +246,6 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument(
         "--text-positions",
         choices=("padded", "masked"),
-        default="padded",
         help="where prompts are padded on the left: whether padding counts as positions (default padded)",
     )
     p.add_argument(
@@ -256,6 +255,11 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--frames", type=_COUNT, help="pixel frames to generate by default, 1 + 8k (default 25)")
     p.add_argument("--size", type=_size, metavar="HEIGHTxWIDTH", help="to generate by default (default 480x768)")
     p.add_argument("--force", action="store_true")
+
+    p = command("export-official", "Write a checkpoint back in the authors' layout, for their code: import's inverse.")
+    p.add_argument("checkpoint", type=path, help="checkpoint directory, such as models/demo")
+    p.add_argument("-o", "--output", type=output, required=True, help="directory to write")
+    p.add_argument("--force", action="store_true", help="replace what an earlier run wrote; never other files")
 
     p = command("export", "Write a checkpoint's graphs as ONNX and check each against PyTorch.")
     p.add_argument("checkpoint", type=path, help="checkpoint directory, such as models/demo")

@@ -5,7 +5,9 @@ Knows nothing of the other parts, and leaves the archives to cosmos_archives.py.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ import torch
 from diffusers import AutoencoderKLCosmos
 from torch import Tensor
 
+from videomar.bounds import PATCHES
 from videomar.config import TokenizerConfig
 from videomar.errors import ArtifactError, InputError
 from videomar.export.importing.cosmos_archives import Strides, find_archives, read_archives
 from videomar.export.importing.reading import Tensors, read_json, read_shards
-from videomar.model.tokenizer import VideoTokenizer
+from videomar.model.tokenizer import NAMES, VideoTokenizer
 
 CLASS = "AutoencoderKLCosmos"
 
@@ -56,9 +59,9 @@ def _read_diffusers(
         return ArtifactError(f"{source}: {name} is {data.get(name)!r:.60}, expected {expected}; get it again")
 
     def number(name: str) -> int:
-        value = data.get(name, defaults[name])
-        if type(value) is not int or value < 1:
-            raise bad(name, "a positive whole number")
+        value, least = data.get(name, defaults[name]), int(name != "num_layers")  # a level may be its sampler alone
+        if type(value) is not int or value < least:
+            raise bad(name, f"a whole number of at least {least}")
         return value
 
     def numbers(name: str) -> tuple[int, ...]:
@@ -67,24 +70,18 @@ def _read_diffusers(
             raise bad(name, "positive whole numbers")
         return tuple(value)
 
+    def patches(name: str) -> str:
+        value = data.get(name, defaults[name])
+        if value not in PATCHES:
+            raise bad(name, " or ".join(PATCHES))
+        return str(value)
+
     for name in ("in_channels", "out_channels"):
         if number(name) != 3:
             raise bad(name, "3 (colour)")
-    patch_type = data.get("patch_type", defaults["patch_type"])
-    if patch_type not in ("haar", "rearrange"):
-        raise bad("patch_type", "haar or rearrange")
-    config = TokenizerConfig(
-        encoder_channels=numbers("encoder_block_out_channels"),
-        decoder_channels=numbers("decode_block_out_channels"),
-        layers_per_block=number("num_layers"),
-        attention_resolutions=numbers("attention_resolutions"),
-        resolution=number("resolution"),
-        patch_size=number("patch_size"),
-        patch_type=patch_type,
-        latent_channels=number("latent_channels"),
-        spatial_stride=number("spatial_compression_ratio"),
-        temporal_stride=number("temporal_compression_ratio"),
-    )
+    readers: dict[str, Callable[[str], Any]] = {"int": number, "str": patches, "tuple[int, ...]": numbers}
+    types = {field.name: str(field.type) for field in dataclasses.fields(TokenizerConfig)}
+    config = TokenizerConfig(**{ours: readers[types[ours]](theirs) for ours, theirs in NAMES.items()})
     told = (config.spatial_stride, config.temporal_stride)
     if strides not in (None, told):
         raise InputError(f"{source} says strides {told}, got {strides}; leave out --tokenizer-strides")

@@ -15,6 +15,7 @@ from transformers import Qwen2Config, Qwen2VLConfig
 from videomar.config import TextConfig
 from videomar.errors import ArtifactError
 from videomar.export.importing.reading import Tensors, one_line, read_json, read_shards
+from videomar.model.text import NAMES
 
 RELEASED = "qwen2_vl"  # the model_type of what the authors load
 PLAIN = "qwen2"  # Qwen2 and Qwen2.5 text models: the same names and sizes, other numbers
@@ -26,7 +27,7 @@ HEADS = ("lm_head.weight", "language_model.lm_head.weight", "model.lm_head.weigh
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """Weights under the names of `transformers.Qwen2Model`; in the file they have `place` in front."""
+    """Weights under the file's names: those of `transformers.Qwen2Model` with `place` in front."""
 
     config: TextConfig
     tensors: Tensors
@@ -72,7 +73,7 @@ def read_qwen(directory: Path, max_tokens: int, plain: bool = False) -> Language
             f"WARNING: {directory} is a plain text model ({PLAIN}), not the {RELEASED} that the release was trained "
             "with: the released weights will not understand its states"
         )
-    return LanguageModel(config, {name.removeprefix(place): t for name, t in tensors.items()}, place, tuple(notes))
+    return LanguageModel(config, tensors, place, tuple(notes))
 
 
 def _config(source: Path, data: dict[str, Any], max_tokens: int) -> TextConfig:
@@ -84,17 +85,9 @@ def _config(source: Path, data: dict[str, Any], max_tokens: int) -> TextConfig:
             Qwen2Config.from_dict(data) if data["model_type"] == PLAIN else Qwen2VLConfig.from_dict(data).text_config
         )
         rope: dict[str, Any] = dict(config.rope_parameters or {})
-        text = TextConfig(
-            vocab_size=config.vocab_size,
-            width=config.hidden_size,
-            depth=config.num_hidden_layers,
-            heads=config.num_attention_heads,
-            kv_heads=config.num_key_value_heads or config.num_attention_heads,
-            mlp_width=config.intermediate_size,
-            rope_theta=float(rope["rope_theta"]),
-            max_positions=config.max_position_embeddings,
-            max_tokens=max_tokens,
-        )
+        sizes = {ours: getattr(config, theirs) for ours, theirs in NAMES.items()}
+        sizes["kv_heads"] = sizes["kv_heads"] or sizes["heads"]
+        text = TextConfig(**sizes, rope_theta=float(rope["rope_theta"]), max_tokens=max_tokens)
         size = text.width // text.heads
         only = {
             "hidden_act": (config.hidden_act, "silu"),

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from videomar.config import HeadConfig, TransformerConfig
 from videomar.errors import ArtifactError, InputError
+from videomar.export.importing.layout import BLOCKS, EMA, MODEL, PLACES, UNUSED
 from videomar.export.importing.reading import Tensors, count, read_pickle, read_safetensors, shape
 
-HEAD = "diffloss.net."
-UNUSED = ("scale_shift_table", "index_cond_embed")  # in some blocks or checkpoints, in no computation
-CHOICES = {"ema": ("model_ema", "model"), "model": ("model",)}
+HEAD = PLACES["diffusion_head"].theirs
+CHOICES = {"ema": (EMA, MODEL), "model": (MODEL,)}
 
 
 def read_videomar(path: Path, weights: str = "ema") -> tuple[Tensors, str]:
@@ -30,7 +30,7 @@ def read_videomar(path: Path, weights: str = "ema") -> tuple[Tensors, str]:
     data: Any = read_safetensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     if not isinstance(data, dict):
         raise ArtifactError(f"{path} holds {type(data).__name__}, expected a dictionary of tensors; get it again")
-    found = [key for key in ("model_ema", "model") if isinstance(data.get(key), dict)]
+    found = [key for key in (EMA, MODEL) if isinstance(data.get(key), dict)]
     if found:
         if not (usable := [key for key in CHOICES[weights] if key in found]):
             raise ArtifactError(f"{path} holds no 'model' but {', '.join(found)}, expected it; leave out --weights")
@@ -58,8 +58,8 @@ def infer(
     Raises ArtifactError naming a missing or impossible tensor, InputError where `rope_split` has to be told.
     """
     width, channels = shape(tensors, "z_proj.weight", 2, source)
-    (head_dim,) = shape(tensors, "decoder_blocks.0.attn1.q_norm.weight", 1, source)
-    hidden, _ = shape(tensors, "decoder_blocks.0.ff.net.0.proj.weight", 2, source)
+    (head_dim,) = shape(tensors, f"{BLOCKS}0.attn1.q_norm.weight", 1, source)
+    hidden, _ = shape(tensors, f"{BLOCKS}0.ff.net.0.proj.weight", 2, source)
     if width % head_dim or hidden % width:
         raise ArtifactError(
             f"{source}: width is {width}, heads have {head_dim} channels and the MLP {hidden}, expected a width that "
@@ -74,7 +74,7 @@ def infer(
         rope_split = (head_dim // 2, head_dim // 4, head_dim // 4)
     transformer = TransformerConfig(
         width=width,
-        depth=count(tensors, "decoder_blocks.", source),
+        depth=count(tensors, BLOCKS, source),
         heads=width // head_dim,
         head_dim=head_dim,
         token_channels=channels,

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,7 +43,8 @@ def save_float32(tensors: Tensors, file: Path) -> Iterator[int]:
 
     safetensors' own writer wants all of them in memory, in float32: 6 GB for the released text encoder.
     """
-    header, end = {}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # older readers of transformers insist on it
+    end = 0
     for name, tensor in tensors.items():
         start, end = end, end + 4 * tensor.numel()
         header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}

@@ -220,7 +220,7 @@ def edit(file: Path, **values: Any) -> None:
     [
         ({"_class_name": "AutoencoderKL"}, ("'AutoencoderKL'", "AutoencoderKLCosmos")),
         ({"in_channels": 1}, ("in_channels is 1", "colour")),
-        ({"num_layers": 0}, ("num_layers is 0",)),
+        ({"num_layers": -1}, ("num_layers is -1",)),
         ({"num_layers": 2}, ("lacks the tensor 'encoder.down_blocks.0.resnets.1.norm1.norm.weight'",)),
         ({"patch_type": "fourier"}, ("patch_type is 'fourier'",)),
         ({"encoder_block_out_channels": "4"}, ("encoder_block_out_channels is '4'",)),

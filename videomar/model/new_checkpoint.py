@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,22 +15,23 @@ from videomar.unfinished import another, folder, opened
 FILES = {"config.json", "tokenizer.json", *(f"{part}.safetensors" for part in PARTS)}
 
 
-def check_free(out: Path, force: bool) -> None:
-    """Raise ArtifactError where `out` is something that is not to be replaced."""
+def check_free(out: Path, force: bool, files: Collection[str] = FILES) -> None:
+    """Raise ArtifactError where `out` is something that is not to be replaced; files: what may be there, by path."""
     if out.exists() and not out.is_dir():
         raise ArtifactError(f"{out} is a file, expected a directory to write; give another one with -o")
-    held = {path.name for path in out.iterdir()} if out.exists() else set()
-    if held and not force:
+    if out.exists() and any(out.iterdir()) and not force:
         raise ArtifactError(f"{out} is not empty, expected none or an empty one; give another with -o, or --force")
-    if held - FILES:
+    folders = {str(Path(file).parent) for file in files}
+    held = {path.relative_to(out).as_posix() for path in out.rglob("*")} - folders if out.exists() else set()
+    if unknown := held - set(files):
         raise ArtifactError(
-            f"{out} holds {min(held - FILES)}, which is no file of a checkpoint, so it is not replaced; "
+            f"{out} holds {min(unknown)}, which is no file of a checkpoint, so it is not replaced; "
             "give another directory with -o"
         )
 
 
 @contextmanager
-def new_directory(out: Path, force: bool) -> Iterator[Path]:
+def new_directory(out: Path, force: bool, files: Collection[str] = FILES) -> Iterator[Path]:
     """Yield a hidden directory beside `out` to fill; it becomes `out` on clean exit, or goes."""
     out = out.resolve()
     aside = another(out)
@@ -38,10 +39,10 @@ def new_directory(out: Path, force: bool) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         with folder(out) as temporary:
             yield temporary
-            for path in temporary.iterdir():
+            for path in temporary.rglob("*"):
                 with opened(path) as file:
                     os.fsync(file)
-            check_free(out, force)
+            check_free(out, force, files)
             if out.exists():
                 os.rename(out, aside)
             os.rename(temporary, out)

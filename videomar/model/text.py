@@ -8,6 +8,17 @@ from transformers import Qwen2Config, Qwen2Model
 
 from videomar.config import TextConfig
 
+# Our field of TextConfig -> transformers' name, in every config.json of this family.
+NAMES = {
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "mlp_width": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+}
+
 
 class TextEncoder(nn.Module):
     """Token ids -> last hidden states; causal and masked, so that padding is never computed, only its positions count.
@@ -20,13 +31,7 @@ class TextEncoder(nn.Module):
         self.config = config
         self.llm = Qwen2Model(
             Qwen2Config(
-                vocab_size=config.vocab_size,
-                hidden_size=config.width,
-                intermediate_size=config.mlp_width,
-                num_hidden_layers=config.depth,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.kv_heads,
-                max_position_embeddings=config.max_positions,
+                **{theirs: getattr(config, ours) for ours, theirs in NAMES.items()},
                 rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
                 use_cache=False,
                 attn_implementation="sdpa",

@@ -8,6 +8,20 @@ from torch import Tensor, nn
 
 from videomar.config import TokenizerConfig
 
+# Our field of TokenizerConfig -> diffusers' argument, which its directories' config.json has too.
+NAMES = {
+    "encoder_channels": "encoder_block_out_channels",
+    "decoder_channels": "decode_block_out_channels",
+    "layers_per_block": "num_layers",
+    "attention_resolutions": "attention_resolutions",
+    "resolution": "resolution",
+    "patch_size": "patch_size",
+    "patch_type": "patch_type",
+    "latent_channels": "latent_channels",
+    "spatial_stride": "spatial_compression_ratio",
+    "temporal_stride": "temporal_compression_ratio",
+}
+
 
 class VideoTokenizer(nn.Module):
     """Pixels <-> scaled latents; causal in time, so 1 + 8k frames <-> 1 + k latent frames."""
@@ -15,20 +29,8 @@ class VideoTokenizer(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
-        self.vae = AutoencoderKLCosmos(
-            latent_channels=config.latent_channels,
-            encoder_block_out_channels=config.encoder_channels,
-            decode_block_out_channels=config.decoder_channels,
-            attention_resolutions=config.attention_resolutions,
-            resolution=config.resolution,
-            num_layers=config.layers_per_block,
-            patch_size=config.patch_size,
-            patch_type=config.patch_type,
-            spatial_compression_ratio=config.spatial_stride,
-            temporal_compression_ratio=config.temporal_stride,
-            latents_mean=None,
-            latents_std=None,
-        )
+        arguments = {theirs: getattr(config, ours) for ours, theirs in NAMES.items()}
+        self.vae = AutoencoderKLCosmos(**arguments, latents_mean=None, latents_std=None)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Pixels [batch, 3, frames, height, width] float in [-1, 1] -> latents [batch, channels, t, h, w], scaled."""
