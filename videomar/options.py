@@ -364,7 +364,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
 
     p = command("plan", "Say what a generation needs and how long it takes on a device, before anything is built.")
     p.add_argument("source", metavar="DIR|PRESET", help="checkpoint, artifact directory, or a preset: videomar-1.4b")
-    p.add_argument("--device", nargs="+", required=True, help=f"one or more of {', '.join(PLANNED)}")
+    p.add_argument("--device", nargs="+", default=[], help=f"one or more of {', '.join(PLANNED)}")
     _sampling(p)
     p.add_argument("--given", type=_whole(0), default=1, help="conditioning frames, 1 + 8k (default 1); 0: no picture")
     p.add_argument("--precision", choices=("fp32", "fp16", "int8"), help="(default: the artifacts', or fp16)")
@@ -373,6 +373,13 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--text-embeddings", nargs="?", const="", help="a prompt of `videomar embed`: no text encoder")
     p.add_argument("--json", action="store_true", help="everything, as JSON")
     p.add_argument("--svg", type=output, help="write the chart there too")
+    p.add_argument(
+        "--training", action="store_true", help="the memory of a training step instead, at --precision fp32 or half"
+    )
+    p.add_argument("--batch", type=_COUNT, default=16, help="--training: clips a step (default 16)")
+    p.add_argument("--accumulate", type=_COUNT, default=1, help="--training: parts that they go through in (default 1)")
+    p.add_argument("--recompute", action="store_true", help="--training: activations are made again on the way back")
+    p.add_argument("--lora", type=_whole(1, 1024), metavar="RANK", help="--training: low-rank updates only")
 
     p = command("build", "Build TensorRT engines of an artifact directory, on the machine that runs them.")
     p.add_argument("directories", type=path, nargs="*", metavar="DIR", help="artifact directory of `videomar export`")

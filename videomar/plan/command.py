@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from videomar.checkpoint import CONFIG, read_config
 from videomar.config import PRESETS, ModelConfig
 from videomar.errors import InputError
 from videomar.options import sampling_of
+from videomar.plan import training_report
 from videomar.plan.devices import LOCAL, Device, device
 from videomar.plan.report import as_data, as_svg, as_text, make_report
 from videomar.plan.request import Request
+from videomar.plan.training import Sizes, training_memory
 
 
 def read_model(source: str) -> tuple[ModelConfig, dict[str, Any]]:
@@ -53,8 +55,12 @@ def read_request(args: argparse.Namespace) -> Request:
 
 def run(args: argparse.Namespace, this_machine: Callable[[], Device]) -> int:
     """Print the plan; 0 when it fits on every device asked for, 1 when not. this_machine: measures when called."""
-    request = read_request(args)
     devices = [this_machine() if name == LOCAL else device(name) for name in args.device]
+    if args.training:
+        return _training(args, devices)
+    if not devices:
+        raise InputError("no device to plan for, expected one or more; give --device, such as --device orin-nx-16")
+    request = read_request(args)
     reports = [make_report(request, d) for d in devices]
     if args.json:
         data = [as_data(r) for r in reports]
@@ -64,3 +70,25 @@ def run(args: argparse.Namespace, this_machine: Callable[[], Device]) -> int:
     if args.svg:
         atomic_write(args.svg, as_svg(reports))
     return 0 if all(r.fits for r in reports) else 1
+
+
+def _training(args: argparse.Namespace, devices: Sequence[Device]) -> int:
+    config, _ = read_model(args.source)
+    clip = sampling_of(config.sampling, args)
+    sizes = Sizes(
+        config,
+        clip.frames,
+        clip.height,
+        clip.width,
+        args.batch,
+        accumulate=args.accumulate,
+        recompute=args.recompute,
+        lora=args.lora,
+        activation_bytes=4 if args.precision == "fp32" else 2,
+    )
+    moments = training_memory(sizes)
+    if args.json:
+        print(json.dumps(training_report.as_data(sizes, moments, devices), indent=2))
+    else:
+        print(training_report.as_text(sizes, moments, devices))
+    return 0 if all(training_report.fits(moments, d) for d in devices) else 1
