@@ -184,7 +184,7 @@ def test_the_released_sizes_need_a_system_prompt_or_the_word(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = run(inputs, tmp_path / "custom").config  # other sizes do without
-    monkeypatch.setattr(importing, "VIDEOMAR_1_4B", config)
+    monkeypatch.setattr(importing.originals, "VIDEOMAR_1_4B", config)
     with pytest.raises(InputError, match=r"no system prompt, expected the authors'.*--no-system-prompt"):
         run(inputs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -318,7 +318,7 @@ def test_states_are_those_of_the_padded_prompt(padded: tuple[str, str, Path], to
 
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_the_default_rule_is_that_of_the_installed_transformers(inputs: Path, side: str) -> None:
-    expected, _ = the_authors_way(inputs / "qwen", side, TOKENS, importing.DEFAULT_POSITIONS)
+    expected, _ = the_authors_way(inputs / "qwen", side, TOKENS, importing.originals.DEFAULT_POSITIONS)
     got, _ = the_authors_way(inputs / "qwen", side, TOKENS, None)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
 
