@@ -100,8 +100,8 @@ def read_originals(transformer: Path, tokenizer: Path, text: Path, choices: Choi
     words, system_tokens = read_words(text, language)
     side, said_by = padding_side(text)
     language = dataclasses.replace(language, system_tokens=system_tokens, padding_side=side)
-    name = told.name or (VIDEOMAR_1_4B.name if known else "custom")
-    config = ModelConfig(name, cosmos, language, sizes, head, sampling)
+    config = ModelConfig(VIDEOMAR_1_4B.name if known else "custom", cosmos, language, sizes, head, sampling)
+    config = dataclasses.replace(config, **told.whole)
     parts = {
         "video_tokenizer": to_ours("video_tokenizer", vae),
         "text_encoder": to_ours("text_encoder", llm.tensors, llm.place),

@@ -34,6 +34,7 @@ CLASSES: dict[str, type[Any]] = {
     "head": HeadConfig,
     "sampling": SamplingConfig,
 }
+WHOLE = {field.name for field in dataclasses.fields(ModelConfig)} - set(CLASSES)
 # What their files do hold, in shapes or in config files. All else is told, so that a field of tomorrow is not lost.
 HELD = {
     "tokenizer": set(tokenizer.NAMES),
@@ -46,9 +47,9 @@ HELD = {
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """A model's name and, of each part of its config, the fields that the file gives; all empty without a file."""
+    """What the file gives of a config: fields of the whole, such as its name, and of each part; or nothing."""
 
-    name: str | None
+    whole: Mapping[str, Any]
     fields: Mapping[str, Mapping[str, Any]]
 
     def of(self, part: str) -> dict[str, Any]:
@@ -59,7 +60,7 @@ class Told:
 def write_told(config: ModelConfig, directory: Path) -> None:
     """Write what the layout does not hold of this config."""
     whole = dataclasses.asdict(config)
-    data = {"format": FORMAT, "name": config.name}
+    data = {"format": FORMAT, **{name: value for name, value in whole.items() if name not in CLASSES}}
     data |= {part: {k: v for k, v in whole[part].items() if k not in held} for part, held in HELD.items()}
     atomic_write(directory / TOLD, json.dumps(data, indent=2) + "\n")
 
@@ -68,14 +69,13 @@ def read_told(directory: Path) -> Told:
     """What the file in this directory tells; raises ArtifactError naming what is wrong with it."""
     file = directory / TOLD
     if not file.exists():
-        return Told(None, {})
+        return Told({}, {})
     mend = "correct it, or remove it to import without"
     data = read_json(file)
     if (version := data.pop("format", None)) != FORMAT:
         raise ArtifactError(f"{file}: format is {version!r:.60}, expected {FORMAT}; {mend}")
-    name = data.pop("name", None)
-    if name is not None and not isinstance(name, str):
-        raise ArtifactError(f"{file}: name is {name!r:.60}, expected text; {mend}")
+    of_whole = {name: data.pop(name) for name in WHOLE if name in data}
+    whole = _read(ModelConfig, of_whole, "model", file, mend)
     fields = {}
     for part, given in data.items():
         if part not in CLASSES or not isinstance(given, dict) or (held := HELD[part] & set(given)):
@@ -83,9 +83,15 @@ def read_told(directory: Path) -> Told:
             raise ArtifactError(
                 f"{file}: {what} is not told here, expected objects of what the other files do not hold; {mend}"
             )
-        try:
-            whole = from_dict(CLASSES[part], json.loads(json.dumps(dataclasses.asdict(CLASSES[part]()))) | given, part)
-        except ConfigError as error:
-            raise ArtifactError(f"{file}: {error}; {mend}") from None
-        fields[part] = {key: getattr(whole, key) for key in given}
-    return Told(name, fields)
+        fields[part] = _read(CLASSES[part], given, part, file, mend)
+    return Told(whole, fields)
+
+
+def _read(cls: type[Any], given: dict[str, Any], where: str, file: Path, mend: str) -> dict[str, Any]:
+    """These fields of a class, each of its type."""
+    others = json.loads(json.dumps(dataclasses.asdict(cls())))
+    try:
+        read = from_dict(cls, others | given, where)
+    except ConfigError as error:
+        raise ArtifactError(f"{file}: {error}; {mend}") from None
+    return {name: getattr(read, name) for name in given}

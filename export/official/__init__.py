@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,13 +79,19 @@ def _read_back(directory: Path, checkpoint: Path) -> Originals:
 
 
 def _check_config(got: ModelConfig, expected: ModelConfig, checkpoint: Path) -> None:
-    for part in ("tokenizer", "text", "transformer", "head", "sampling"):
-        found, given = dataclasses.asdict(getattr(got, part)), dataclasses.asdict(getattr(expected, part))
-        for name in (name for name in given if found[name] != given[name]):
-            raise ArtifactError(
-                f"{checkpoint}: {part}.{name} is {given[name]!r:.60}, but its other files make it {found[name]!r:.60}, "
-                "which is what the authors' layout would say; correct its config.json"
-            )
+    found, given = _flat(got), _flat(expected)
+    for name in (name for name in given if found[name] != given[name]):
+        raise ArtifactError(
+            f"{checkpoint}: {name} is {given[name]!r:.60}, but its other files make it {found[name]!r:.60}, which is "
+            "what the authors' layout would say; correct its config.json"
+        )
+
+
+def _flat(config: ModelConfig) -> dict[str, Any]:
+    """Every field by its dotted name."""
+    whole = dataclasses.asdict(config)
+    parts = {f"{part}.{name}": v for part, of in whole.items() if isinstance(of, dict) for name, v in of.items()}
+    return {name: value for name, value in whole.items() if not isinstance(value, dict)} | parts
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:

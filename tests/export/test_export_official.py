@@ -88,6 +88,7 @@ def unlike(data: dict[str, Any]) -> None:
     data["text"] |= {"padding_side": "left", "positions": "masked", "rope_theta": 12345.678}
     data["transformer"] |= {"rope_theta": 777.5, "rope_split": data["transformer"]["rope_split"][::-1]}
     data["head"]["train_steps"] = 500
+    data |= {"name": "größe", "from_text": True}
     data["tokenizer"]["latent_scale"] = 0.1 + 0.2
     data["sampling"] |= {"temperature": 1 / 3, "order": "structure", "kv_window": 2, "fit": "stretch", "fps": 29.97}
 
@@ -204,7 +205,7 @@ def test_choices_come_before_what_is_told_and_that_before_the_release(written: P
     [
         ("{", "is not JSON"),
         ('{"format": 2}', "format is 2, expected 1"),
-        ('{"format": 1, "name": 3}', "name is 3, expected text"),
+        ('{"format": 1, "name": 3}', "model.name is 3, expected str"),
         ('{"format": 1, "head": {"width": 9}}', "head.width is not told here"),
         ('{"format": 1, "heads": {}}', "'heads' is not told here"),
         ('{"format": 1, "head": 4}', "'head' is not told here"),
