@@ -186,3 +186,17 @@ def test_a_level_of_quality_is_asked_for_without_the_numbers_that_it_sets(page: 
     job = server.site.store.page(None, 1, True)[0][0]
     asked = SamplingConfig(**json.loads(job.sampling))
     assert asked == at_quality(server.site.pipe.config.sampling, "draft") and asked.dials
+
+
+def test_a_picture_that_was_chosen_can_be_taken_away_again(page: Any, server: Any) -> None:
+    before = page.inner_text("#shown")
+    assert page.is_hidden("#without")
+    page.set_input_files("#file", {"name": "start.png", "mimeType": "image/png", "buffer": png()})
+    assert page.locator("#shown img").count() == 1
+    page.click("#without")
+    assert page.inner_text("#shown") == before and page.is_hidden("#without")
+    page.fill("#prompt", "a red circle falls")
+    page.click("#make")
+    assert page.inner_text("#file-wrong").startswith("Choose a picture first")
+    ask(page)
+    page.wait_for_selector("#working:not([hidden]), #video")
