@@ -28,6 +28,7 @@ from videomar.training.clips import FolderClips, captions_of
 from videomar.training.journal import Journal, Row
 from videomar.training.loop import Trainer
 from videomar.training.loss import TrainingLoss
+from videomar.training.memory import say_memory
 from videomar.training.ranks import Ranks, joined
 from videomar.training.recipe import Recipe, check_stages, sampling_of
 from videomar.training.source import Source
@@ -81,6 +82,8 @@ def _trainer(out: Path, recipe: Recipe, ranks: Ranks, recompute: bool, draw: Dra
     trained = choose_layers(model, recipe)
     if recipe.lora:
         lora.apply(model, recipe.lora)
+    if ranks.first:
+        say_memory(recipe, model.config, trained, ranks.device, recompute)
     if ranks.first and anew:
         for part in PARTS:
             if part not in trained:
