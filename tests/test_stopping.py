@@ -55,8 +55,8 @@ def start(temporary: Path) -> Iterator[Start]:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},
-            # Where the tests run in the background, Ctrl-C is ignored, and children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            # Where the tests run in the background or under nohup, signals are ignored, and children inherit that.
+            preexec_fn=heard,
         )
         started.append(process)
         return process
@@ -65,6 +65,11 @@ def start(temporary: Path) -> Iterator[Start]:
     for process in started:
         process.kill()
         process.communicate()
+
+
+def heard() -> None:
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def wait_for(ready: Callable[[], object], process: subprocess.Popen[str]) -> None:
