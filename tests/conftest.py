@@ -266,6 +266,12 @@ def tiny_half(shared: Path, tiny_artifacts: Path, tracer: Tracer) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_half_fixed(shared: Path, tiny_artifacts: Path, tracer: Tracer) -> Path:
+    """Artifacts of the native emitter, FP16, with a cache of CACHE_TOKENS tokens: what TensorRT has kernels for."""
+    return _variant(shared / "half-fixed", tiny_artifacts, tracer, "fp16", "native", CACHE_TOKENS)
+
+
+@pytest.fixture(scope="session")
 def from_text(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
     """(checkpoint or artifacts) -> the same, said to be trained for clips without a picture."""
 

@@ -14,7 +14,6 @@ from videomar.export.sources import BuildOptions
 from videomar.graphs import TRANSFORMER_STEP
 from videomar.runtime.backends.trt_module import load_tensorrt
 
-DEMO = Path(__file__).parents[2] / "models" / "demo"
 OPTIONS = BuildOptions(builder="tensorrt-rtx", compute_capabilities=(120,), optimization_level=0)
 
 
@@ -26,13 +25,16 @@ def builder() -> None:
         pytest.skip(str(error))
 
 
-def test_every_graph_of_the_demo_model_builds_from_both_emitters_in_every_precision() -> None:
-    rows = list(gate([DEMO], OPTIONS))
+def test_every_graph_builds_from_both_emitters_in_every_precision(
+    tiny_artifacts: Path, tiny_half: Path, tiny_half_fixed: Path
+) -> None:
+    """Of the tiny model; `make gate` exports and builds those of the demo."""
+    rows = list(gate([tiny_artifacts, tiny_half, tiny_half_fixed], OPTIONS))
     assert {row.graph: row.error for row in rows if row.error} == {}
     built = {(row.emitter, row.precision, row.graph) for row in rows if not row.note}
     expected = {("portable", precision, name) for precision in ("fp16", "fp32") for name in ENGINES}
     assert built == expected | {("native", "fp16", TRANSFORMER_STEP)}  # only the transformer differs between emitters
-    assert all(row.engine_bytes > 10000 and row.peak_bytes > 0 for row in rows if not row.note)
+    assert all(row.engine_bytes > 1000 and row.peak_bytes > 0 for row in rows if not row.note)
 
 
 def test_a_planted_graph_that_cannot_build_fails_the_gate_by_name(tiny_fixed: Path) -> None:
