@@ -28,8 +28,10 @@ def _high(own: SamplingConfig) -> SamplingOptions:
 
 
 def _fast(own: SamplingConfig) -> SamplingOptions:
-    """A third of the mask steps is left out, too."""
-    return {**_high(own), "mask_steps": _share(own.mask_steps, 2 / 3)}
+    """Half the mask steps, a quarter of the diffusion steps, and three passes of four compute a part."""
+    steps = max(min(FEWEST_HEAD_STEPS, own.head_steps), _share(own.head_steps, 1 / 4))
+    mask_steps = _share(own.mask_steps, 1 / 2)
+    return {"head_steps": steps, "head_steps_end": None, "refresh_every": 4, "mask_steps": mask_steps}
 
 
 def _draft(own: SamplingConfig) -> SamplingOptions:
