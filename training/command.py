@@ -13,7 +13,7 @@ from videomar.errors import InputError
 from videomar.training import unfinished_run
 from videomar.training.journal import Row
 from videomar.training.ranks import first, joined
-from videomar.training.recipe import Recipe, Stage, read_stages, scaled
+from videomar.training.recipe import Recipe, Stage, check_stages, read_stages, scaled
 
 HALF = 0.5  # of the learning rate, where training goes on from a checkpoint
 MINUTES = 60.0
@@ -91,6 +91,9 @@ def _tokenizer(args: argparse.Namespace) -> int:
             stage = read_stages(args.stages)[-1]
         else:
             stage = Stage(config.sampling.frames, config.sampling.height, config.sampling.width, minutes=MINUTES)
+        check_stages([stage], config)
+        if not args.clips.is_dir():
+            raise InputError(f"--clips {args.clips} is no folder, expected one of videos; check the path")
         pixels = FolderPixels(args.clips, args.cache or args.output / "latents", stage, config)
     rate = args.learning_rate or TOKENIZER_RATE * (1 if args.start is None else HALF)
     steps, minutes = args.steps or 10**9, args.minutes or (10**9 if args.steps else MINUTES)

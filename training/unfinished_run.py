@@ -77,7 +77,9 @@ def load(out: Path) -> tuple[Recipe, Mark, Path]:
         row = Fields(parse((place / "mark.json").read_bytes()))
         counts = {n: row.whole(n) for n in ("step", "stage", "stage_step", "processes", "threads")}
         times = {n: row.number(n, 0) for n in ("stage_minutes", "minutes")}
-    except (OSError, FieldError) as error:
+        if counts["stage"] >= len(recipe.stages):
+            raise FieldError(f"stage is {counts['stage']}, expected less than {len(recipe.stages)}")
+    except (OSError, FieldError, TypeError) as error:
         raise ArtifactError(f"{place} is no unfinished run ({error}); begin anew with --force") from None
     return recipe, Mark(**counts, **times), place
 

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,21 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
 def rows(out: Path) -> list[dict[str, str]]:
     with (out / "training.csv").open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+@contextmanager
+def stopping(monkeypatch: pytest.MonkeyPatch, after: int) -> Iterator[None]:
+    """Ctrl-C comes after so many steps."""
+    step = Trainer._step
+
+    def stops(self: Trainer, *given: object) -> float:
+        if self.mark.step == after:
+            raise KeyboardInterrupt
+        return step(self, *given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", stops)
+        yield
 
 
 def one_stage(tmp_path: Path, steps: int) -> Path:
@@ -165,17 +181,10 @@ def test_low_rank_updates_are_gone_on_with(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole, broken, step = tmp_path / "whole", tmp_path / "broken", Trainer._step
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
     words = ("--from", tiny_checkpoint, *own_clips, "--stages", stages, "--lora", 2, "--cache", tmp_path / "cache")
     assert run("transformer", "-o", whole, *words)[0] == 0
-
-    def stops(self: Trainer, *given: object) -> float:
-        if self.mark.step == 8:
-            raise KeyboardInterrupt
-        return step(self, *given)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", stops)
+    with stopping(monkeypatch, 8):
         assert run("transformer", "-o", broken, *words, "--save-every", 0)[0] == 130
     assert run("transformer", "-o", broken, "--resume")[0] == 0
     for name in ("config.json", *(f"{part}.safetensors" for part in PARTS)):
@@ -190,19 +199,19 @@ def test_an_unfinished_run_is_not_lost_by_a_second_start(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out, step = tmp_path / "out", Trainer._step
-
-    def stops(self: Trainer, *given: object) -> float:
-        if self.mark.step == 3:
-            raise KeyboardInterrupt
-        return step(self, *given)  # type: ignore[arg-type]
+    out = tmp_path / "out"
 
     words = ("transformer", "--from", tiny_checkpoint, *own_clips, "-o", out, "--stages", stages)
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_step", stops)
+    with stopping(monkeypatch, 3):
         assert run(*words, "--save-every", 0)[0] == 130
     code, error = run(*words)
     assert code == 2 and "3 steps long; --resume goes on with it, --force begins anew" in error
+    (mark,) = out.glob("training/*/mark.json")
+    good = mark.read_text()
+    mark.write_text(good.replace('"stage": 0', '"stage": 7'))
+    code, error = run("transformer", "-o", out, "--resume")
+    assert code == 2 and "stage is 7, expected less than 2" in error and "begin anew with --force" in error
+    mark.write_text(good)
     code, error = run("transformer", "-o", out, "--resume", "--steps", 9)
     assert code == 2 and "got --steps" in error
     assert run("transformer", "-o", out, "--resume")[0] == 0
@@ -220,6 +229,7 @@ WRONG = {
     "a tokenizer on with its run": (("tokenizer", "--resume"), "--resume is for the transformer"),
     "a tokenizer of layers": (("tokenizer", "--layers", "*"), "--layers is for the transformer"),
     "a tokenizer of no clips": (("tokenizer", "--clips", "{empty}"), "holds 0 videos"),
+    "clips that are no folder": (("tokenizer", "--clips", "{start}/config.json"), "is no folder"),
     "no such start": (("transformer", "--from", "{empty}"), "{empty}"),
 }
 
