@@ -19,7 +19,7 @@ from videomar.artifacts import atomic_write
 from videomar.config import PRESETS
 from videomar.console import log
 from videomar.demo.words import write_tokenizer
-from videomar.errors import InputError
+from videomar.errors import InputError, UserError
 from videomar.model.tokenizer import VideoTokenizer
 from videomar.model.videomar import PARTS, PartsOfCheckpoint, VideoMAR, load_checkpoint, save_part, save_tensors
 from videomar.runtime.prompt import PromptTokenizer
@@ -50,7 +50,15 @@ def train_transformer(
         if ranks.first:
             out.mkdir(parents=True, exist_ok=True)
         ranks.wait()
-        _trainer(out, recipe, ranks, recompute, draw).run()
+        words = out / "tokenizer.json"
+        there = words.exists()
+        try:
+            trainer = _trainer(out, recipe, ranks, recompute, draw)
+        except UserError:  # what was asked for cannot be: nothing of it stays
+            if ranks.first and not there:
+                words.unlink(missing_ok=True)
+            raise
+        trainer.run()
 
 
 def resume_transformer(out: Path, device: str = "cpu", recompute: bool = False, draw: Draw | None = None) -> None:

@@ -230,6 +230,7 @@ WRONG = {
     "a tokenizer of layers": (("tokenizer", "--layers", "*"), "--layers is for the transformer"),
     "a tokenizer of no clips": (("tokenizer", "--clips", "{empty}"), "holds 0 videos"),
     "clips that are no folder": (("tokenizer", "--clips", "{start}/config.json"), "is no folder"),
+    "layers that are not there": (("transformer", "--from", "{start}", "--layers", "nothing"), "matches no parameter"),
     "no such start": (("transformer", "--from", "{empty}"), "{empty}"),
 }
 
