@@ -14,6 +14,7 @@ from videomar.training import unfinished_run
 from videomar.training.journal import Row
 from videomar.training.ranks import first, joined
 from videomar.training.recipe import Recipe, Stage, check_stages, read_stages, scaled
+from videomar.unfinished import made
 
 HALF = 0.5  # of the learning rate, where training goes on from a checkpoint
 MINUTES = 60.0
@@ -97,7 +98,7 @@ def _tokenizer(args: argparse.Namespace) -> int:
         pixels = FolderPixels(args.clips, args.cache or args.output / "latents", stage, config)
     rate = args.learning_rate or TOKENIZER_RATE * (1 if args.start is None else HALF)
     steps, minutes = args.steps or 10**9, args.minutes or (10**9 if args.steps else MINUTES)
-    with joined(args.device) as ranks:
+    with joined(args.device) as ranks, made(args.output):
         if ranks.count > 1:
             raise InputError("the tokenizer is trained by one process, got several; start it without torchrun")
         device, start = ranks.device, args.start

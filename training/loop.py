@@ -69,6 +69,16 @@ class Trainer:
 
     def run(self) -> None:
         """Train what is left of the recipe. Raises Diverged when the loss is no number, keeping the last good place."""
+        try:
+            self._run_stages()
+        except KeyboardInterrupt as stop:
+            if unfinished_run.exists(self._out):
+                step = unfinished_run.load(self._out)[1].step
+                stop.args = (f"{self._out} keeps step {step} of {self.mark.step}; --resume goes on from there",)
+            raise
+        self._keep(over=True)
+
+    def _run_stages(self) -> None:
         entered = self.mark.stage_step > 0
         with Progress(1.0) as progress:
             for index in range(self.mark.stage, len(self.recipe.stages)):
@@ -78,7 +88,6 @@ class Trainer:
                     self.mark = dataclasses.replace(self.mark, stage=index, stage_step=0, stage_minutes=0.0)
                 entered = False
                 self._run_stage(index, stage, progress)
-        self._keep(over=True)
 
     def _run_stage(self, index: int, stage: Stage, progress: Progress) -> None:
         before, weight = sum(self.recipe.weights[:index]), self.recipe.weights[index]

@@ -130,7 +130,6 @@ def train_tokenizer(
     longest, short = held_out.shape[2], min(held_out.shape[2], 1 + model.config.temporal_stride)
     file = out / "video_tokenizer.safetensors"
     began, step, progress, smooth = time.monotonic(), 0, 0.0, None
-    out.mkdir(parents=True, exist_ok=True)
     while progress < 1:
         progress = max(step / steps, (time.monotonic() - began) / 60 / minutes)
         rate = learning_rate * min(1, step / 200) * max(0.01, 0.5 * (1 + math.cos(math.pi * min(1, progress))))

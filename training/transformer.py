@@ -15,11 +15,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from videomar.artifacts import atomic_write
 from videomar.config import PRESETS
 from videomar.console import log
-from videomar.demo.words import write_tokenizer
-from videomar.errors import InputError, UserError
+from videomar.demo.words import word_tokenizer
+from videomar.errors import InputError
 from videomar.model.tokenizer import VideoTokenizer
 from videomar.model.videomar import PARTS, PartsOfCheckpoint, VideoMAR, load_checkpoint, save_part, save_tensors
 from videomar.runtime.prompt import PromptTokenizer
@@ -33,7 +32,9 @@ from videomar.training.ranks import Ranks, joined
 from videomar.training.recipe import Recipe, check_stages, sampling_of
 from videomar.training.source import Source
 from videomar.training.world import WorldClips
+from videomar.unfinished import made, scratch
 
+WORDS = "tokenizer.json"
 Draw = Callable[[list[Row]], str]
 
 
@@ -46,19 +47,9 @@ def train_transformer(
     tokenizer is the one found in `out`. Raises InputError, ConfigError or ArtifactError for what does not fit, and
     Diverged for a loss that is no number.
     """
-    with joined(device) as ranks:
-        if ranks.first:
-            out.mkdir(parents=True, exist_ok=True)
+    with joined(device) as ranks, made(out, ranks.first), scratch(f"words-{ranks.rank}") as place:
         ranks.wait()
-        words = out / "tokenizer.json"
-        there = words.exists()
-        try:
-            trainer = _trainer(out, recipe, ranks, recompute, draw)
-        except UserError:  # what was asked for cannot be: nothing of it stays
-            if ranks.first and not there:
-                words.unlink(missing_ok=True)
-            raise
-        trainer.run()
+        _trainer(out, place / WORDS, recipe, ranks, recompute, draw).run()
 
 
 def resume_transformer(out: Path, device: str = "cpu", recompute: bool = False, draw: Draw | None = None) -> None:
@@ -71,16 +62,18 @@ def resume_transformer(out: Path, device: str = "cpu", recompute: bool = False, 
                 f"the run had {mark.processes} processes of {mark.threads} threads and goes on with {now[0]} of "
                 f"{now[1]}: its last digits will be others"
             )
-        trainer = _trainer(out, recipe, ranks, recompute, draw, anew=False)
+        trainer = _trainer(out, out / WORDS, recipe, ranks, recompute, draw, anew=False)
         trainer.resume(mark, place)
         log.info(f"going on after step {mark.step}")
         trainer.run()
 
 
-def _trainer(out: Path, recipe: Recipe, ranks: Ranks, recompute: bool, draw: Draw | None, anew: bool = True) -> Trainer:
+def _trainer(
+    out: Path, words: Path, recipe: Recipe, ranks: Ranks, recompute: bool, draw: Draw | None, anew: bool = True
+) -> Trainer:
     torch.manual_seed(recipe.seed)
-    model = _model(out, recipe, ranks, anew)
-    source = _source(out, model, recipe, ranks, anew)
+    model = _model(out, words, recipe, anew)
+    source = _source(out, words, model, recipe, ranks, anew)
     model.transformer.to(ranks.device)
     model.text_encoder.to(ranks.device)
     model.diffusion_head.to(ranks.device)
@@ -92,12 +85,15 @@ def _trainer(out: Path, recipe: Recipe, ranks: Ranks, recompute: bool, draw: Dra
         lora.apply(model, recipe.lora)
     if ranks.first:
         say_memory(recipe, model.config, trained, ranks.device, recompute)
-    if ranks.first and anew:
-        for part in PARTS:
-            if part not in trained:
-                save_part(getattr(model, part), out / f"{part}.safetensors")
+    unsaved = list(PARTS) if anew else []  # what never changes is written once, with the first of what does
 
     def save(place: Path) -> None:
+        for part in unsaved:
+            if part not in trained:
+                save_part(getattr(model, part), place / f"{part}.safetensors")
+        if unsaved:
+            (place / WORDS).write_bytes(words.read_bytes())
+        unsaved.clear()
         for part in trained:
             save_tensors(lora.merged(getattr(model, part)), place / f"{part}.safetensors")
         (place / "config.json").write_text(model.config.to_json())
@@ -105,9 +101,17 @@ def _trainer(out: Path, recipe: Recipe, ranks: Ranks, recompute: bool, draw: Dra
     return Trainer(recipe, TrainingLoss(model), source, out, ranks, Journal(out, draw), save)
 
 
-def _model(out: Path, recipe: Recipe, ranks: Ranks, anew: bool) -> VideoMAR:
-    """The model before its first step, and its words in `out`; to go on, as the last checkpoint has it."""
-    words = out / "tokenizer.json"
+def words_of(recipe: Recipe) -> bytes:
+    """The tokenizer.json that a run reads sentences by: the demo world's, its start's or one of its own captions."""
+    if recipe.clips is None:
+        return word_tokenizer().encode()
+    if recipe.start is None:
+        return word_tokenizer(captions_of(recipe).values()).encode()
+    return (Path(recipe.start) / WORDS).read_bytes()
+
+
+def _model(out: Path, words: Path, recipe: Recipe, anew: bool) -> VideoMAR:
+    """The model before its first step, and its words; to go on, as the last checkpoint has it."""
     if not anew:  # what the run trains comes from its own place
         model = load_checkpoint(out).train()
         if recipe.lora and recipe.start:  # what the updates are added to
@@ -117,22 +121,14 @@ def _model(out: Path, recipe: Recipe, ranks: Ranks, anew: bool) -> VideoMAR:
         start = Path(recipe.start)
         model = load_checkpoint(start).train().requires_grad_(True)
         check_stages(recipe.stages, model.config)
-        before = (start / "tokenizer.json").read_bytes()
-        if ranks.first:
-            if recipe.clips is None:
-                write_tokenizer(words)
-            elif start.resolve() != out.resolve():
-                atomic_write(words, before)
-        ranks.wait()
-        change_words(model, before, words.read_bytes())
+        words.write_bytes(words_of(recipe))
+        change_words(model, (start / WORDS).read_bytes(), words.read_bytes())
     else:
         config, file = PRESETS[recipe.preset], out / "video_tokenizer.safetensors"
         if not file.is_file():
             raise InputError(f"{out} lacks {file.name}; run `videomar train tokenizer -o {out}` first or give --from")
         check_stages(recipe.stages, config)
-        if ranks.first:
-            write_tokenizer(words, None if recipe.clips is None else captions_of(recipe).values())
-        ranks.wait()
+        words.write_bytes(words_of(recipe))
         size = len(json.loads(words.read_text())["model"]["vocab"])
         config = dataclasses.replace(
             config, text=dataclasses.replace(config.text, vocab_size=max(size, config.text.vocab_size))
@@ -150,8 +146,8 @@ def _model(out: Path, recipe: Recipe, ranks: Ranks, anew: bool) -> VideoMAR:
     return model
 
 
-def _source(out: Path, model: VideoMAR, recipe: Recipe, ranks: Ranks, anew: bool) -> Source:
-    tokenizer, words = model.video_tokenizer.eval(), PromptTokenizer(out / "tokenizer.json", model.config.text)
+def _source(out: Path, file: Path, model: VideoMAR, recipe: Recipe, ranks: Ranks, anew: bool) -> Source:
+    tokenizer, words = model.video_tokenizer.eval(), PromptTokenizer(file, model.config.text)
     if recipe.clips is not None:
         cache = Path(recipe.cache) if recipe.cache else out / "latents"
         captions = captions_of(recipe)

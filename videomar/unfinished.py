@@ -57,6 +57,23 @@ def scratch(purpose: str) -> Iterator[Path]:
         yield path
 
 
+@contextmanager
+def made(target: Path, here: bool = True) -> Iterator[None]:
+    """A directory that is made at once, where a mistake costs nothing, and goes again if nothing comes into it.
+
+    here: false for one of many processes that leaves it to another. Raises OSError where it cannot be.
+    """
+    new = [path for path in (target, *target.parents) if not path.exists()] if here else []
+    if here:
+        target.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it holds something
+            for path in new:
+                path.rmdir()
+
+
 def another(target: Path) -> Path:
     """One more such name."""
     return target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")

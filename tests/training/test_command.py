@@ -191,6 +191,27 @@ def test_low_rank_updates_are_gone_on_with(
         assert (broken / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+def test_a_run_that_stops_before_it_keeps_anything_leaves_all_as_it_was(
+    run: Callable[..., tuple[int, str]],
+    tiny_checkpoint: Path,
+    own_clips: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    new, old = tmp_path / "folder" / "new", tmp_path / "old"
+    shutil.copytree(tiny_checkpoint, old)
+    (old / "tokenizer.json").write_text("other words")
+    (old / "text_encoder.safetensors").write_text("another encoder")
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    words = ("--from", tiny_checkpoint, *own_clips, "--stages", one_stage(tmp_path, 9), "--cache", tmp_path / "cache")
+    for out in (new, old):
+        with stopping(monkeypatch, 2):
+            code, error = run("transformer", "-o", out, *words)
+        assert code == 130 and error.endswith("videomar train: stopped; nothing half-written is left\n"), error
+    assert not new.parent.exists()
+    assert {path.name: path.read_bytes() for path in old.iterdir()} == before
+
+
 def test_an_unfinished_run_is_not_lost_by_a_second_start(
     run: Callable[..., tuple[int, str]],
     tiny_checkpoint: Path,
@@ -203,7 +224,8 @@ def test_an_unfinished_run_is_not_lost_by_a_second_start(
 
     words = ("transformer", "--from", tiny_checkpoint, *own_clips, "-o", out, "--stages", stages)
     with stopping(monkeypatch, 3):
-        assert run(*words, "--save-every", 0)[0] == 130
+        code, error = run(*words, "--save-every", 0)
+    assert code == 130 and f"{out} keeps step 3 of 3; --resume goes on from there" in error
     code, error = run(*words)
     assert code == 2 and "3 steps long; --resume goes on with it, --force begins anew" in error
     (mark,) = out.glob("training/*/mark.json")

@@ -43,12 +43,12 @@ def test_two_processes_take_the_step_of_both_their_batches(
 ) -> None:
     """The same by hand in one process: each one's clips, frame and noise, and the mean of both gradients."""
     torch.set_num_threads(1)
-    (tmp_path / "tokenizer.json").write_bytes((tiny_checkpoint / "tokenizer.json").read_bytes())
+    words = tiny_checkpoint / "tokenizer.json"
     model = load_checkpoint(tiny_checkpoint).train()
     captions = films / "captions.jsonl"
     recipe = Recipe((STAGE,), seed=5, start=str(tiny_checkpoint), clips=str(films), captions=str(captions))
     choose_layers(model, recipe)
-    source = _source(tmp_path, model, recipe, Ranks(torch.device("cpu")), anew=True)
+    source = _source(tmp_path, words, model, recipe, Ranks(torch.device("cpu")), anew=True)
     source.enter(STAGE, np.random.default_rng(0))
     was = {name: p.detach().clone() for name, p in model.named_parameters()}
     loss = TrainingLoss(model)

@@ -18,8 +18,13 @@ def _words(sentence: str) -> list[str]:
     return str(NORMAL.normalize_str(sentence)).split()
 
 
-def write_tokenizer(file: Path, sentences: Iterable[str] | None = None) -> None:
-    """Write tokenizer.json: lower case, punctuation dropped, one id a word, [UNK] for the rest.
+def write_tokenizer(file: Path) -> None:
+    """Write the tokenizer.json of the demo world."""
+    file.write_text(word_tokenizer(), encoding="utf-8")
+
+
+def word_tokenizer(sentences: Iterable[str] | None = None) -> str:
+    """A tokenizer.json: lower case, punctuation dropped, one id a word, [UNK] for the rest.
 
     The words are those of the sentences, or of the demo world.
     """
@@ -28,4 +33,4 @@ def write_tokenizer(file: Path, sentences: Iterable[str] | None = None) -> None:
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = NORMAL
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(file))
+    return str(tokenizer.to_str(pretty=True))
