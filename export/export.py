@@ -43,6 +43,7 @@ from videomar.model.videomar import PARTS, PartsOfCheckpoint
 from videomar.runtime.prompt import PromptTokenizer
 
 Progress = Callable[[str, float, float], None]  # stage, seconds done as expected, of how many
+WORTH_COLLECTING = 64 << 20  # bytes of weights; after tracing, to look for what still holds them takes a second
 LEAST_CACHE = 64  # the check's own clips have to fit
 # Seconds that tracing a graph and checking it took on a shared core, of the demo model: only their proportions count.
 SECONDS = {
@@ -168,7 +169,8 @@ def _export(
             file = directory / f"{name}.onnx"
             save(builder.build(name), file)
             source.release()
-            gc.collect()
+            if sum(f.stat().st_size for f in directory.glob(f"{name}.onnx*")) > WORTH_COLLECTING:
+                gc.collect()
             if found := lint_file(file, tensorrt=False):
                 raise ParityError(str(found[0]))
             lint[name] = [str(f) for f in lint_file(file)]

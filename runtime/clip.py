@@ -66,7 +66,7 @@ class ClipRun:
     @property
     def finished(self) -> bool:
         """Whether every step has run."""
-        return not self.left
+        return self.done == len(self.steps)
 
     def advance(self) -> np.ndarray | None:
         """Run the next step; the pixel frames that can be seen after it, [n, height, width, 3] uint8, or None.
@@ -77,7 +77,7 @@ class ClipRun:
             raise InputError(f"this clip is {'finished' if self._open else 'closed'}; start another one")
         if self._sampler is None:
             self._sampler = self._begin()
-        step = self.left[0]
+        step = self.steps[self.done]
         latent = self._sampler.advance()
         if latent is None:
             return None

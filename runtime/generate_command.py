@@ -30,6 +30,7 @@ from videomar.runtime.deadline import start as in_time
 from videomar.runtime.embedding import PromptEmbedding
 from videomar.runtime.media import (
     PICTURE_SUFFIXES,
+    check_clip_target,
     check_picture_target,
     decode_picture,
     load_picture,
@@ -98,6 +99,8 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("-o - and --json both write to standard output; give -o a file, or leave --json away")
     if args.output == PIPE and sys.stdout.isatty():
         raise InputError("-o - writes an mp4 to standard output, which is a terminal here; pipe it, or give a file")
+    if args.output != PIPE:
+        check_clip_target(args.output)
     if args.contact_sheet:
         check_picture_target(args.contact_sheet)
 

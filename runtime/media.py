@@ -83,7 +83,7 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: float | Fra
     `frames`, leaves it alone and nothing behind.
     Raises InputError for a target that cannot be written, ValueError for no frames or frames of different sizes.
     """
-    check_target(path, tuple(FORMATS), "for a video (or a directory, for numbered .png pictures)")
+    _check_video_target(path)
     _check_fps(fps)
     with whole(path) as temporary:
         _encode_all(path, str(temporary), frames, fps, FORMATS[Path(path).suffix.lower()])
@@ -121,11 +121,7 @@ def write_pictures(directory: str | Path, frames: Iterable[np.ndarray]) -> None:
     The directory appears when the last frame is in; whatever fails, also in `frames`, leaves nothing behind.
     Raises InputError for a directory that holds something or cannot be written, ValueError for no frames.
     """
-    target = Path(directory)
-    with _writing(directory):
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            what = "holds files already" if target.is_dir() else "is a file"
-            raise InputError(f"{directory} {what}, expected a new or empty directory; empty it or name another")
+    _check_new_directory(directory)
     with whole(directory) as temporary:
         with _writing(directory):
             temporary.mkdir()
@@ -134,9 +130,31 @@ def write_pictures(directory: str | Path, frames: Iterable[np.ndarray]) -> None:
                 (temporary / f"frame_{index:04d}.png").write_bytes(_encode(".png", frame))
 
 
+def check_clip_target(path: str | Path) -> None:
+    """Raise InputError now for a clip that `write_video` or, without a suffix, `write_pictures` could not write."""
+    (_check_video_target if Path(path).suffix else _check_new_directory)(path)
+    _check_place(path)
+
+
 def check_picture_target(path: str | Path) -> None:
     """Raise InputError now for a picture that `write_picture` could not write after the work."""
     check_target(path, PICTURE_SUFFIXES, "for a picture")
+    _check_place(path)
+
+
+def _check_video_target(path: str | Path) -> None:
+    check_target(path, tuple(FORMATS), "for a video (or a directory, for numbered .png pictures)")
+
+
+def _check_new_directory(path: str | Path) -> None:
+    target = Path(path)
+    with _writing(path):
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            what = "holds files already" if target.is_dir() else "is a file"
+            raise InputError(f"{path} {what}, expected a new or empty directory; empty it or name another")
+
+
+def _check_place(path: str | Path) -> None:
     with _writing(path), folder(Path(os.path.realpath(path))):
         pass
 

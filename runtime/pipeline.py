@@ -157,14 +157,15 @@ class Pipeline:
             raise InputError("this pipeline is closed, expected an open one; open the directory again")
         given = self._given(image)
         sampling = at_quality(self.config.sampling if sampling is None else sampling, quality).but(**options)
-        ClipSteps.of(self.config, sampling, len(given))  # refuses what cannot be
+        clip = ClipSteps.of(self.config, sampling, len(given))
         text = prompt.states if isinstance(prompt, PromptEmbedding) else self.tokenizer(prompt)
         if self._memory:
             sampling = self._memory.require(sampling, len(given), text.shape[1], isinstance(prompt, PromptEmbedding))
         pixels = np.zeros((1, 3, 0, sampling.height, sampling.width), np.float32)
         if len(given):
             pixels = to_pixels(fit(given, sampling.height, sampling.width, sampling.fit))
-        clip = ClipSteps.of(self.config, sampling, len(given))
+        if sampling != clip.sampling:  # memory allows fewer at once
+            clip = ClipSteps.of(self.config, sampling, len(given))
         chance = SeededNoise(seed) if noise is None else noise
         passes = sampling.guidance_passes  # as memory allows
         instead = [ClipSteps.of(self.config, other.but(guidance_passes=passes), len(given)) for other in others]

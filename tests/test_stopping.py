@@ -102,7 +102,7 @@ def test_a_signal_stops_generate_with_one_line_and_nothing_left(
     name: str, number: signal.Signals, tiny_artifacts: Path, picture: Path, out: Path, temporary: Path, start: Start
 ) -> None:
     process = start("generate", tiny_artifacts, "--image", picture, "--prompt", PROMPT, *ENDLESS, "-o", out / name)
-    wait_for(lambda: list(out.iterdir()), process)  # the hidden beginnings of the output
+    wait_for(lambda: list(out.glob(".*/*")), process)  # the hidden beginnings of the output
     time.sleep(0.2)
     assert stop(process, number) == "videomar generate: stopped; nothing half-written is left"
     assert not list(out.iterdir()) and not list(temporary.glob("*videomar*"))
@@ -170,12 +170,12 @@ def test_what_kill_9_left_goes_with_the_next_run_and_a_living_run_keeps_its_own(
 ) -> None:
     command = ("generate", tiny_artifacts, "--image", picture, "--prompt", PROMPT, "-o", out / "clip.mp4")
     dead = start(*command, *ENDLESS)
-    wait_for(lambda: list(out.iterdir()), dead)
+    wait_for(lambda: list(out.glob(".*/*")), dead)
     dead.kill()
     dead.wait()
     (leftover,) = out.iterdir()
     alive = start(*command, *ENDLESS)
-    wait_for(lambda: [path for path in out.iterdir() if path != leftover], alive)
+    wait_for(lambda: [path for path in out.glob(".*/*") if path.parent != leftover], alive)
     assert not leftover.exists()
     (living,) = out.iterdir()
     short = "--frames 9 --mask-steps 1 --head-steps 1 --threads 1".split()
