@@ -23,6 +23,7 @@ import pytest
 from videomar.artifacts import read_manifest, write_directory, write_manifest
 from videomar.config import HeadConfig, ModelConfig, SamplingConfig, TextConfig, TokenizerConfig, TransformerConfig
 from videomar.graphs import GRAPHS, TRANSFORMER_STEP, contract
+from videomar.unfinished import folder
 
 if TYPE_CHECKING:
     import onnx
@@ -41,7 +42,11 @@ class GraphFile(Protocol):
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: the collector need not look through it again and again."""
+    settle()
+
+
+def settle() -> None:
+    """What is imported, and cached by the tracer, by now stays: the collector need not look through it any more."""
     gc.collect()
     gc.freeze()
 
@@ -125,6 +130,22 @@ def making(place: Path, wait: bool = True) -> Iterator[bool]:
             yield False
         else:
             yield not place.exists()
+
+
+@pytest.fixture(scope="session")
+def made_once(shared: Path) -> Callable[[str, Callable[[Path], None]], Path]:
+    """(name, what fills a directory) -> the directory, filled by the process that asks first."""
+
+    def place(name: str, fill: Callable[[Path], None]) -> Path:
+        directory = shared / name
+        with making(directory) as needed:
+            if needed:
+                with folder(directory) as temporary:
+                    fill(temporary)
+                    os.replace(temporary, directory)
+        return directory
+
+    return place
 
 
 @pytest.fixture(scope="session")
@@ -232,6 +253,7 @@ def tiny_artifacts(shared: Path, tiny_checkpoint: Path, tracer: Tracer) -> Path:
                     export.export_checkpoint(tiny_checkpoint, out)
         if not out.exists():
             tracer.help("fp32", "portable", None)
+    settle()
     return out
 
 

@@ -226,7 +226,7 @@ def test_paths_of_any_bytes_work_and_are_shown_as_given_whatever_the_locale(
         assert (done.returncode, done.stdout) == (0, out + b"\n"), done.stderr
         assert os.path.exists(out)
     none = os.path.join(place, b"none.png")
-    done = subprocess.run([*base, none, b"-o", out], env=env, capture_output=True, timeout=120, check=False)
+    done = subprocess.run([*base, none, b"-o", out + b"2"], env=env, capture_output=True, timeout=120, check=False)
     assert done.returncode == 2 and none + b" cannot be read (No such file" in done.stderr
 
 

@@ -81,7 +81,17 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     wheel = load_wheels().build(tmp_path_factory.getbasetemp() / "wheel")
     environment = Installed(request.param, tmp_path_factory.mktemp("environment") / request.param)
     subprocess.run([python, "-m", "venv", "--without-pip", str(environment.place)], check=True)
-    pip = [sys.executable, "-m", "pip", "--python", str(environment.programs / "python"), "install", "-q"]
+    # Without --no-compile half of the time goes into files that nobody imports.
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(environment.programs / "python"),
+        "install",
+        "-q",
+        "--no-compile",
+    ]
     done = subprocess.run(
         [*pip, "--prefer-binary", "--retries", "2", "--timeout", "60", str(wheel)],
         capture_output=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,16 @@ def _read_diffusers(
 
 
 def _check_strides(config: TokenizerConfig, source: Path) -> None:
+    space, time = config.spatial_stride, config.temporal_stride
+    if not _strides_are_right(config):
+        raise ArtifactError(
+            f"{source}: {len(config.encoder_channels) - 1} levels behind patches of {config.patch_size} do not make "
+            f"strides {space} in space and {time} in time; give --tokenizer-strides, or another tokenizer"
+        )
+
+
+@lru_cache(maxsize=8)
+def _strides_are_right(config: TokenizerConfig) -> bool:
     """What the strides really are depends on the number of levels too: send shapes through, without numbers."""
     space, time = config.spatial_stride, config.temporal_stride
     try:
@@ -97,11 +108,6 @@ def _check_strides(config: TokenizerConfig, source: Path) -> None:
             tokenizer = VideoTokenizer(config).to("meta")  # its constants are copied from real ones
             latents: Tensor = tokenizer.encode(torch.empty(1, 3, 1 + time, 2 * space, space))
             pixels: Tensor = tokenizer.decode(latents)
-        right = latents.shape[2:] == (2, 2, 1) and pixels.shape[2:] == (1 + time, 2 * space, space)
+        return latents.shape[2:] == (2, 2, 1) and pixels.shape[2:] == (1 + time, 2 * space, space)
     except Exception:  # whatever layers that do not fit each other come to
-        right = False
-    if not right:
-        raise ArtifactError(
-            f"{source}: {len(config.encoder_channels) - 1} levels behind patches of {config.patch_size} do not make "
-            f"strides {space} in space and {time} in time; give --tokenizer-strides, or another tokenizer"
-        )
+        return False

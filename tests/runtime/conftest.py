@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.util
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -118,3 +120,17 @@ def native(tiny_fixed: Path) -> Path:
 def half(tiny_half: Path) -> Path:
     """Graphs of the portable emitter in FP16."""
     return tiny_half
+
+
+@pytest.fixture
+def held() -> Iterator[Callable[[], int]]:
+    """Bytes that Python and numpy hold of what they took since the test began."""
+    gc.freeze()  # what was there before is not looked through again at every call: half a second behind PyTorch
+    tracemalloc.start()
+
+    def count() -> int:
+        gc.collect()
+        return tracemalloc.get_traced_memory()[0]
+
+    yield count
+    tracemalloc.stop()

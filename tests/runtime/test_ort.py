@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import itertools
 import shutil
-import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -242,7 +240,7 @@ def memory(address: int, shape: tuple[int, ...]) -> np.ndarray:
     return np.frombuffer((ctypes.c_float * size).from_address(address), np.float32).reshape(shape)
 
 
-def test_steps_allocate_nothing_that_stays(artifacts: Path) -> None:
+def test_steps_allocate_nothing_that_stays(artifacts: Path, held: Callable[[], int]) -> None:
     driver = Driver(open_backend(artifacts))
     driver.frame(0)
     driver.frame(1, keep=False)
@@ -259,17 +257,13 @@ def test_steps_allocate_nothing_that_stays(artifacts: Path) -> None:
                 driver.clip.step(tokens, masked, orders[i], *tables)
                 driver.clip.sample(2.0, noise[i], draws[i])
 
-    tracemalloc.start()
-    try:
-        rounds(5)  # whatever is cached at its first use
-        held = [traced()]
-        for _ in range(4):
-            rounds(50)
-            held.append(traced())
-    finally:
-        tracemalloc.stop()
+    rounds(5)  # whatever is cached at its first use
+    windows = [held()]
+    for _ in range(4):
+        rounds(50)
+        windows.append(held())
     # ONNX Runtime keeps small objects of its own now and then, once; what a step left would be left in every window.
-    assert min(after - before for before, after in itertools.pairwise(held)) < 2 * 50 * len(COUNTS)  # 2 bytes a step
+    assert min(after - before for before, after in itertools.pairwise(windows)) < 2 * 50 * len(COUNTS)  # 2 bytes a step
 
 
 # ---- what a step sees
@@ -393,26 +387,16 @@ def test_a_clip_longer_than_the_fixed_cache_is_refused_by_name(tiny_fixed: Path)
         backend.begin(states, plan(backend, frames=longest + 1))
 
 
-def test_closing_lets_go_of_sessions_and_of_a_clips_memory(artifacts: Path) -> None:
+def test_closing_lets_go_of_sessions_and_of_a_clips_memory(artifacts: Path, held: Callable[[], int]) -> None:
     backend = open_backend(artifacts)
     states, long = backend.encode_text(np.arange(6)[None]), plan(backend, frames=10)
-    tracemalloc.start()
-    try:
-        backend.begin(states, long).close()
-        before = traced()
-        clip = backend.begin(states, long)
-        taken = traced() - before
-        clip.close()
-        left = traced() - before
-    finally:
-        tracemalloc.stop()
+    backend.begin(states, long).close()
+    before = held()
+    clip = backend.begin(states, long)
+    taken = held() - before
+    clip.close()
+    left = held() - before
     assert taken > 10 * TOKENS * backend.config.transformer.width * item_size(backend)
     assert left < taken / 8
     backend.close()
     assert not backend.sessions
-
-
-def traced() -> int:
-    """Bytes that Python and numpy hold now."""
-    gc.collect()
-    return tracemalloc.get_traced_memory()[0]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,29 +101,21 @@ def test_what_is_carried_changes_places_between_two_buffers_and_nothing_is_taken
         assert memory.bound[present.name] == [other, one, other, one, other]
 
 
-def test_memory_is_the_same_for_any_frame_and_goes_with_the_decoder(tiny_artifacts: Path) -> None:
+def test_memory_is_the_same_for_any_frame_and_goes_with_the_decoder(
+    tiny_artifacts: Path, held: Callable[[], int]
+) -> None:
     backend = open_backend(tiny_artifacts)
     latent = latents_of(1, 2, 3)[0, :, 0]
-    tracemalloc.start()
-    try:
-        backend.decoder(20, 2, 3).close()
-        before = traced()
-        decoder = backend.decoder(20, 2, 3)
-        for _ in range(5):
-            decoder.next(latent)
-        early = traced() - before
-        for _ in range(15):
-            decoder.next(latent)
-        late = traced() - before
-        decoder.close()
-        del decoder
-        left = traced() - before
-    finally:
-        tracemalloc.stop()
+    backend.decoder(20, 2, 3).close()
+    before = held()
+    decoder = backend.decoder(20, 2, 3)
+    for _ in range(5):
+        decoder.next(latent)
+    early = held() - before
+    for _ in range(15):
+        decoder.next(latent)
+    late = held() - before
+    decoder.close()
+    del decoder
+    left = held() - before
     assert early > 8 * 2 * 4 * 16 * 24 and abs(late - early) < 4096 and left < early / 8
-
-
-def traced() -> int:
-    """Bytes that Python and numpy hold now."""
-    gc.collect()
-    return tracemalloc.get_traced_memory()[0]
