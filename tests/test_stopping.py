@@ -19,7 +19,7 @@ from videomar.stopping import Stopped, stoppable
 from videomar.unfinished import scratch
 
 PROMPT = "a red circle falls"
-ENDLESS = tuple("--frames 8001 --mask-steps 64 --height 64 --width 64".split())
+ENDLESS = tuple("--frames 2001 --mask-steps 64 --height 64 --width 64".split())
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
