@@ -12,9 +12,13 @@ import dataclasses
 import fcntl
 import functools
 import gc
+import hashlib
 import os
 import shutil
+import sys
+import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,8 +35,11 @@ if TYPE_CHECKING:
     from videomar.export.build import GraphBuilder
     from videomar.model.videomar import VideoMAR
 
+gc.set_threshold(20_000, 20, 50)  # small objects by the million, and little in cycles: looking often finds nothing
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models gain nothing from more, and the processes share the cores
+KEPT = 24 * 3600.0  # seconds that what earlier sources made stays
 CACHE_TOKENS = 64  # of the artifacts with a cache of fixed length
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 
 class GraphFile(Protocol):
@@ -111,12 +118,30 @@ def tiny_config() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where what takes long is made once for all test processes; VIDEOMAR_TEST_ARTIFACTS keeps it for later runs."""
-    if kept := os.environ.get("VIDEOMAR_TEST_ARTIFACTS"):
-        return Path(kept)
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where what takes long is made once for all test processes, and kept by pytest for runs of the same sources."""
+    cache = getattr(pytestconfig, "cache", None)
+    if cache is None:  # -p no:cacheprovider
+        base = tmp_path_factory.getbasetemp()
+        return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    place = Path(cache.mkdir("videomar")) / sources()
+    for other in place.parent.iterdir():
+        if other != place and time.time() - other.stat().st_mtime > KEPT:
+            shutil.rmtree(other, ignore_errors=True)
+    place.mkdir(exist_ok=True)
+    return place
+
+
+def sources() -> str:
+    """A hash of all that the tiny model's files come from."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    ours = ("export/**/*.py", "videomar/**/*.py", "runtime/prompt.py")
+    for pattern in (*ours, "tests/conftest.py", "tests/naive.py", "tests/export/*.py"):
+        for file in sorted(root.glob(pattern)):
+            digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    made_by = "diffusers numpy onnx onnx-ir onnxruntime onnxscript tokenizers torch transformers".split()
+    digest.update(f"{sys.version} {[version(name) for name in made_by]}".encode())
+    return digest.hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -133,7 +158,7 @@ def making(place: Path, wait: bool = True) -> Iterator[bool]:
 
 
 @pytest.fixture(scope="session")
-def made_once(shared: Path) -> Callable[[str, Callable[[Path], None]], Path]:
+def made_once(shared: Path) -> MadeOnce:
     """(name, what fills a directory) -> the directory, filled by the process that asks first."""
 
     def place(name: str, fill: Callable[[Path], None]) -> Path:
@@ -149,22 +174,21 @@ def made_once(shared: Path) -> Callable[[str, Callable[[Path], None]], Path]:
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(shared: Path, tiny_config: ModelConfig) -> Path:
+def tiny_checkpoint(made_once: MadeOnce, tiny_config: ModelConfig) -> Path:
     """Seeded random weights whose tokens and pixels stay near one."""
     from videomar.demo.words import write_tokenizer
     from videomar.model.random_parts import calm
     from videomar.model.videomar import VideoMAR, save_checkpoint
 
-    directory = shared / "checkpoint"
-    with making(directory) as needed:
-        if needed:
-            model = VideoMAR(tiny_config).randomize(0)
-            calm(model.diffusion_head)
-            for p in model.video_tokenizer.vae.decoder.conv_out.conv_t.parameters():
-                p.data.mul_(0.15)  # or most pixels are cut at -1 and 1
-            save_checkpoint(model, directory)
-            write_tokenizer(directory / "tokenizer.json")
-    return directory
+    def fill(directory: Path) -> None:
+        model = VideoMAR(tiny_config).randomize(0)
+        calm(model.diffusion_head)
+        for p in model.video_tokenizer.vae.decoder.conv_out.conv_t.parameters():
+            p.data.mul_(0.15)  # or most pixels are cut at -1 and 1
+        save_checkpoint(model, directory)
+        write_tokenizer(directory / "tokenizer.json")
+
+    return made_once("checkpoint", fill)
 
 
 @pytest.fixture(scope="session")
@@ -215,8 +239,9 @@ class Tracer:
         path = self.folder / f"{precision}-{emitter}-{cache_tokens}-{name}.onnx"
         with making(path, wait) as needed:
             if needed:
-                with torch.inference_mode():
-                    save((build or self.builder(precision, emitter, cache_tokens).build)(name), path)
+                with torch.inference_mode(), folder(path) as temporary:
+                    save((build or self.builder(precision, emitter, cache_tokens).build)(name), temporary / path.name)
+                    os.replace(temporary / path.name, path)
         return path
 
     def help(self, precision: str, emitter: str, cache_tokens: int | None) -> None:

@@ -285,13 +285,12 @@ def the_authors_way(qwen: Path, side: str, tokens: int, counted: str | None) -> 
     return states[:, system.shape[1] :][mask.bool()], mask[0].bool()
 
 
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 RULES = [("right", "padded"), ("right", "masked"), ("left", "padded"), ("left", "masked")]
 
 
 @pytest.fixture(scope="module", params=RULES, ids=["-".join(rule) for rule in RULES])
-def padded(
-    request: pytest.FixtureRequest, made_once: Callable[[str, Callable[[Path], None]], Path]
-) -> tuple[str, str, Path]:
+def padded(request: pytest.FixtureRequest, made_once: MadeOnce) -> tuple[str, str, Path]:
     """Side, rule, and where a checkpoint of them lies beside its originals and its text graphs."""
     side, rule = request.param
 

@@ -6,6 +6,7 @@ The naive side (tests/naive.py) is float64, keeps no cache, takes one token at a
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from videomar.artifacts import Manifest, write_manifest
+from videomar.artifacts import Manifest, read_manifest, write_manifest
 from videomar.config import SamplingConfig
 from videomar.export.build import GraphBuilder
 from videomar.export.emitters import EMITTERS
@@ -57,6 +58,7 @@ CLIPS = {
     "a window of one frame": Clip((1, 3), 1, 4, 3.0, window=1),
 }
 OTHER = {"depth": 3, "heads": 1, "head_dim": 32, "head_width": 40, "head_depth": 1}
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 MODELS = {  # the second: other depth, width, heads and rotary split; in-place K/V; prompts padded on the left
     "three heads of 16, portable": ({}, made.SPLIT, "portable", "right"),
     "one head of 32, three blocks, native, padded on the left": (OTHER, (16, 8, 8), "native", "left"),
@@ -64,24 +66,28 @@ MODELS = {  # the second: other depth, width, heads and rotary split; in-place K
 
 
 @pytest.fixture(scope="module", params=MODELS.values(), ids=MODELS.keys())
-def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, OrtBackend, tuple]:
+def model(request: pytest.FixtureRequest, made_once: MadeOnce) -> tuple[dict, OrtBackend, tuple]:
     """(weights as the file has them, the exported graphs on ONNX Runtime, rotary split)."""
     sizes, split, emitter, side = request.param
-    place = tmp_path_factory.mktemp("official")
-    made.write_all(place, side)
-    weights = made.official(2, **sizes)
-    torch.save({"model": made.official(1, **sizes), "model_ema": weights}, place / "videomar.pth")
-    import_checkpoint(place / "videomar.pth", place / "cosmos", place / "qwen", place / "checkpoint", rope_split=split)
-    emit, parts = EMITTERS[emitter], PartsOfCheckpoint(place / "checkpoint")
-    specs = contract(parts.config, "fp32", emit.in_place)
-    builder = GraphBuilder(parts, specs, emit, torch.float32, 0)  # type: ignore[arg-type]
-    (place / "graphs").mkdir()
-    for name in (TEXT_KEY_VALUES, TRANSFORMER_STEP, DIFFUSION_HEAD):
-        with torch.inference_mode():
-            save(builder.build(name), place / "graphs" / f"{name}.onnx")
-    manifest = write_manifest(place / "graphs", Manifest("onnx", "fp32", emit.name, emit.opset, parts.config))
+    weights, emit = made.official(2, **sizes), EMITTERS[emitter]
+
+    def fill(place: Path) -> None:
+        made.write_all(place, side)
+        file = place / "videomar.pth"
+        torch.save({"model": made.official(1, **sizes), "model_ema": weights}, file)
+        import_checkpoint(file, place / "cosmos", place / "qwen", place / "checkpoint", rope_split=split)
+        parts = PartsOfCheckpoint(place / "checkpoint")
+        specs = contract(parts.config, "fp32", emit.in_place)
+        builder = GraphBuilder(parts, specs, emit, torch.float32, 0)  # type: ignore[arg-type]
+        (place / "graphs").mkdir()
+        for name in (TEXT_KEY_VALUES, TRANSFORMER_STEP, DIFFUSION_HEAD):
+            with torch.inference_mode():
+                save(builder.build(name), place / "graphs" / f"{name}.onnx")
+        write_manifest(place / "graphs", Manifest("onnx", "fp32", emit.name, emit.opset, parts.config))
+
+    graphs = made_once(f"official-{emitter}-{side}", fill) / "graphs"
     named = {name: tensor.double().numpy() for name, tensor in weights.items()}
-    return named, OrtBackend(place / "graphs", manifest, 1, lean=True), split
+    return named, OrtBackend(graphs, read_manifest(graphs), 1, lean=True), split
 
 
 @pytest.mark.parametrize("clip", CLIPS.values(), ids=CLIPS.keys())
