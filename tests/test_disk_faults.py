@@ -159,7 +159,7 @@ COMMANDS: dict[str, list[str]] = {
     "generate, new": ["{artifacts}", "--image", "{picture}", *PROMPT, *FEW, "-o", "{out}/frames"],
     "embed": ["{artifacts}", *PROMPT, "-o", "{out}/words.npz"],
     "record": ["{artifacts}", *PROMPT, *FEW, "-o", "{out}/pack", "--force"],
-    "replay": ["{pack}", "{artifacts}", *PAGES],
+    "replay": ["{pack}", "{artifacts}", "--threads", "1", *PAGES],
     "plan": ["{artifacts}", "--device", "orin-nx-16", "--svg", "{out}/plan.svg"],
     "export": ["{checkpoint}", "-o", "{out}/graphs", "--force"],
     "import": [*IMPORTED, "-o", "{out}/imported", "--force"],
