@@ -179,7 +179,7 @@ COMMANDS: dict[str, list[str]] = {
     "compare": ["{artifacts}", "{native}", "--image", "{picture}", *PROMPT, *FEW, *PAGES],
     "tune": ["{native}", "--cases", "{list}", *FEW, "-o", "{out}/found.json", "--html", "{out}/found.html"],
     "tune, new": ["{native}", "--cases", "{list}", *FEW, "-o", "{out}/found.json"],
-    "train": ["transformer", "--from", "{checkpoint}", "-o", "{out}/trained", "--steps", "3"],
+    "train": ["transformer", "--from", "{checkpoint}", "-o", "{out}/trained", "--steps", "3", "--force"],
 }
 # What makes another result than the one that is there: half of each would be seen.
 OTHERS = {name: ["--seed", "1"] for name in ("generate", "record", "train")} | {"import": ["--weights", "model"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,8 @@ TOKENIZER_RATE = 2e-3
 
 def run(args: argparse.Namespace, picture: Callable[[list[Row]], str]) -> int:
     """Train; `picture` draws the journal as SVG."""
+    # Norms keep their weights in float32, as is meant: PyTorch tells every user that no fused kernel takes both types.
+    warnings.filterwarnings("ignore", message="Mismatch dtype between input and weight")
     if args.preset not in PRESETS:
         raise InputError(f"--preset is {args.preset!r}, expected one of {', '.join(PRESETS)}")
     if args.part == "tokenizer":
@@ -40,14 +43,13 @@ def run(args: argparse.Namespace, picture: Callable[[list[Row]], str]) -> int:
                 raise InputError(f"--resume goes on with what the run was begun with, got --{option}; leave it out")
         resume_transformer(args.output, args.device, args.recompute, picture)
     else:
-        if first() and unfinished_run.exists(args.output):
+        if first() and unfinished_run.exists(args.output) and not args.force:
             step = unfinished_run.load(args.output)[1].step
-            if not args.force:
-                raise InputError(
-                    f"{args.output} holds an unfinished run, {step} steps long; --resume goes on with it, --force "
-                    "begins anew"
-                )
-            unfinished_run.forget(args.output)
+            raise InputError(
+                f"{args.output} holds an unfinished run, {step} steps long; --resume goes on with it, --force begins "
+                "anew"
+            )
+        _check_free(args.output / "transformer.safetensors", args.force)
         train_transformer(args.output, recipe_of(args), args.device, args.recompute, picture)
     if first():
         print(args.output)
@@ -85,6 +87,7 @@ def _tokenizer(args: argparse.Namespace) -> int:
     for name in ("resume", "captions", "layers", "lora"):
         if getattr(args, name):
             raise InputError(f"--{name} is for the transformer, got it for the tokenizer; leave it out")
+    _check_free(args.output / "video_tokenizer.safetensors", args.force)
     config = PRESETS[args.preset]
     pixels = None
     if args.clips is not None:
@@ -106,6 +109,12 @@ def _tokenizer(args: argparse.Namespace) -> int:
     print(f"held-out PSNR {db:.2f} dB")
     log.info(f"next: videomar train transformer -o {args.output}")
     return 0
+
+
+def _check_free(file: Path, force: bool) -> None:
+    """Hours of an earlier run are not lost to a slip."""
+    if first() and file.exists() and not force:
+        raise InputError(f"{file} is there, expected no trained one; name another -o, or --force replaces it")
 
 
 def _text(path: Path | None) -> str | None:

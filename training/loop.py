@@ -74,7 +74,7 @@ class Trainer:
         except KeyboardInterrupt as stop:
             if unfinished_run.exists(self._out):
                 step = unfinished_run.load(self._out)[1].step
-                stop.args = (f"{self._out} keeps step {step} of {self.mark.step}; --resume goes on from there",)
+                stop.args = (f"{self._out} keeps step {step}; --resume goes on from there",)
             raise
         self._keep(over=True)
 

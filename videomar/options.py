@@ -530,7 +530,7 @@ def parser(runs: Mapping[str, Run]) -> argparse.ArgumentParser:
     p.add_argument("--recompute", action="store_true", help="gradient checkpointing: less memory, a third more time")
     p.add_argument("--save-every", type=_number(0, 10**4), default=10.0, metavar="MINUTES", help="checkpoints (10)")
     p.add_argument("--resume", action="store_true", help="go on with the unfinished run in OUTPUT")
-    p.add_argument("--force", action="store_true", help="begin anew over an unfinished run; head: replace a checkpoint")
+    p.add_argument("--force", action="store_true", help="begin anew over an unfinished run, or replace a checkpoint")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     p.add_argument("--seed", type=_SEED, default=0)
     p.add_argument("--threads", type=_THREADS)

@@ -206,7 +206,7 @@ def test_a_run_that_stops_before_it_keeps_anything_leaves_all_as_it_was(
     words = ("--from", tiny_checkpoint, *own_clips, "--stages", one_stage(tmp_path, 9), "--cache", tmp_path / "cache")
     for out in (new, old):
         with stopping(monkeypatch, 2):
-            code, error = run("transformer", "-o", out, *words)
+            code, error = run("transformer", "-o", out, *words, "--force")
         assert code == 130 and error.endswith("videomar train: stopped; nothing half-written is left\n"), error
     assert not new.parent.exists()
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
@@ -225,7 +225,7 @@ def test_an_unfinished_run_is_not_lost_by_a_second_start(
     words = ("transformer", "--from", tiny_checkpoint, *own_clips, "-o", out, "--stages", stages)
     with stopping(monkeypatch, 3):
         code, error = run(*words, "--save-every", 0)
-    assert code == 130 and f"{out} keeps step 3 of 3; --resume goes on from there" in error
+    assert code == 130 and f"{out} keeps step 3; --resume goes on from there" in error
     code, error = run(*words)
     assert code == 2 and "3 steps long; --resume goes on with it, --force begins anew" in error
     (mark,) = out.glob("training/*/mark.json")
@@ -239,6 +239,36 @@ def test_an_unfinished_run_is_not_lost_by_a_second_start(
     assert run("transformer", "-o", out, "--resume")[0] == 0
     code, error = run("transformer", "-o", out, "--resume")
     assert code == 2 and "holds no unfinished run" in error
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "transformer"])
+def test_what_was_trained_is_replaced_on_demand_only(
+    part: str, run: Callable[..., tuple[int, str]], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "trained"
+    shutil.copytree(tiny_checkpoint, out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    code, error = run(part, "--from", tiny_checkpoint, "-o", out, "--steps", 1)
+    name = {"tokenizer": "video_tokenizer.safetensors"}.get(part, "transformer.safetensors")
+    assert code == 2 and f"{out / name} is there, expected no trained one; name another -o, or --force" in error
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_an_unfinished_run_stays_until_the_one_that_begins_anew_keeps_something(
+    run: Callable[..., tuple[int, str]],
+    tiny_checkpoint: Path,
+    own_clips: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    words = ("--from", tiny_checkpoint, *own_clips, "-o", out, "--stages", one_stage(tmp_path, 9))
+    with stopping(monkeypatch, 4):
+        assert run("transformer", *words, "--save-every", 0)[0] == 130
+    with stopping(monkeypatch, 2):
+        assert run("transformer", *words, "--force")[0] == 130
+    code, error = run("transformer", "-o", out, "--resume")
+    assert code == 0 and "going on after step 4" in error, error
 
 
 WRONG = {
