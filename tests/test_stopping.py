@@ -227,3 +227,19 @@ def test_signals_that_are_ignored_or_handled_stay_so(monkeypatch: pytest.MonkeyP
         signal.signal(signal.SIGTERM, before)
         signal.signal(signal.SIGHUP, ignored)
     assert seen == [signal.SIGTERM]
+
+
+def test_a_signal_that_comes_inside_a_finalizer_is_not_lost() -> None:
+    class Thing:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(1000):  # here Python sees the signal, and drops what its handler raises
+                pass
+
+    reached = False
+    with pytest.raises(Stopped) as stopped, stoppable():
+        thing = Thing()
+        del thing
+        reached = True
+        time.sleep(20)
+    assert reached and stopped.value.number == signal.SIGTERM

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+AGAIN = 0.05  # seconds after which a signal that was dropped comes again
 
 
 class Stopped(KeyboardInterrupt):
@@ -28,16 +32,34 @@ def stoppable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         kinds = []
     taken = [kind for kind in kinds if signal.getsignal(kind) is signal.SIG_DFL]
+    heard, before = threading.Event(), sys.unraisablehook
 
     def stop(number: int, frame: FrameType | None) -> None:
-        for kind in taken:
-            signal.signal(kind, signal.SIG_IGN)  # the second one would interrupt the cleaning
-        raise Stopped(number)
+        if not heard.is_set():  # a second one would interrupt the cleaning
+            heard.set()
+            raise Stopped(number)
+
+    def again(number: int) -> None:
+        heard.clear()
+        os.kill(os.getpid(), number)
+
+    def dropped(lost: sys.UnraisableHookArgs) -> None:
+        """Python drops what is raised inside a finalizer, where the signal may have come: once more, outside of it."""
+        if isinstance(lost.exc_value, Stopped):
+            timer = threading.Timer(AGAIN, again, [lost.exc_value.number])
+            timer.daemon = True
+            timer.start()
+        else:
+            before(lost)
 
     for kind in taken:
         signal.signal(kind, stop)
+    if taken:
+        sys.unraisablehook = dropped
     try:
         yield
     finally:
+        if taken:
+            sys.unraisablehook = before
         for kind in taken:
             signal.signal(kind, signal.SIG_DFL)
