@@ -243,3 +243,19 @@ def test_a_signal_that_comes_inside_a_finalizer_is_not_lost() -> None:
         reached = True
         time.sleep(20)
     assert reached and stopped.value.number == signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_that_a_library_made_another_error_of_is_a_stop(number: signal.Signals) -> None:
+    with pytest.raises(KeyboardInterrupt) as stopped, stoppable():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(20)
+        except KeyboardInterrupt as stop:  # as pybind11 does while a module is imported
+            raise ImportError("initialization failed") from stop
+    assert getattr(stopped.value, "number", signal.SIGINT) == number
+
+
+def test_an_error_of_its_own_stays_what_it_is() -> None:
+    with pytest.raises(ImportError, match="none"), stoppable():
+        raise ImportError("none") from ValueError("why")

@@ -58,8 +58,19 @@ def stoppable() -> Iterator[None]:
         sys.unraisablehook = dropped
     try:
         yield
+    except Exception as error:
+        # A C extension that is stopped while it is imported makes an ImportError of it.
+        if (stopped := _cause(error)) is None:
+            raise
+        raise stopped from None
     finally:
         if taken:
             sys.unraisablehook = before
         for kind in taken:
             signal.signal(kind, signal.SIG_DFL)
+
+
+def _cause(error: BaseException | None) -> KeyboardInterrupt | None:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error
