@@ -247,12 +247,16 @@ def test_a_signal_that_comes_inside_a_finalizer_is_not_lost() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_that_a_library_made_another_error_of_is_a_stop(number: signal.Signals) -> None:
-    with pytest.raises(KeyboardInterrupt) as stopped, stoppable():
-        try:
-            os.kill(os.getpid(), number)
-            time.sleep(20)
-        except KeyboardInterrupt as stop:  # as pybind11 does while a module is imported
-            raise ImportError("initialization failed") from stop
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    try:
+        with pytest.raises(KeyboardInterrupt) as stopped, stoppable():
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(20)
+            except KeyboardInterrupt as stop:  # as pybind11 does while a module is imported
+                raise ImportError("initialization failed") from stop
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert getattr(stopped.value, "number", signal.SIGINT) == number
 
 
